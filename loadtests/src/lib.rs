@@ -1,0 +1,1 @@
+//! Scripted LLM provider and load tools.
