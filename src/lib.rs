@@ -1,1 +1,5 @@
 //! nullhop.
+#![allow(missing_docs, dead_code)]
+pub mod config;
+pub mod hygiene;
+pub mod provider;

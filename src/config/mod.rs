@@ -1,0 +1,271 @@
+//! The configuration: what the operator wrote, checked once, immutable afterwards.
+//!
+//! `RawConfig` (private, in `parse`) is the text as written; [`Config`] is what the rest of the
+//! program sees. A value of type [`Config`] has passed every check: names are valid and unique,
+//! references resolve, numbers are within their bounds. A reload makes a new one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::hygiene::Secret;
+use crate::provider::Provider;
+
+/// The whole checked configuration.
+pub struct Config {
+    pub node: Node,
+    pub runtime: Runtime,
+    /// At least one.
+    pub listeners: Vec<Listener>,
+    /// Empty means: one self-signed certificate made in memory at start.
+    pub certificates: Vec<Certificate>,
+    pub tls: Tls,
+    /// Host names that clients may name besides those of the certificates and of the upstreams.
+    /// Lower case, no port.
+    pub hosts: Vec<String>,
+    /// The URL at which clients reach this node, without a trailing slash, used in hints such as
+    /// "the base URL is https://edge.example.com/openai/v1". `None`: hints say `https://HOST`.
+    pub public_url: Option<String>,
+    pub limits: Limits,
+    pub drain: Drain,
+    pub metrics: Option<MetricsListener>,
+    pub admin: Option<AdminListener>,
+    pub log: Log,
+    /// At least one; the index is the `UpstreamId`.
+    pub upstreams: Vec<Upstream>,
+    /// 48 bits over the configuration without its secrets (METRICS: `nullhop_config_fingerprint`).
+    pub fingerprint: u64,
+}
+
+/// `[node]`
+pub struct Node {
+    /// `^[a-z][a-z0-9-]{0,31}$`; a constant label on every series.
+    pub pop: Option<String>,
+}
+
+/// `[runtime]`
+pub struct Runtime {
+    /// Threads that serve traffic, 1 to 256. Written as 0: one per core.
+    pub workers: usize,
+}
+
+/// `[[listener]]`: one address that accepts traffic.
+pub struct Listener {
+    /// `^[a-z][a-z0-9-]{0,31}$`, unique; default `main`.
+    pub name: String,
+    pub address: SocketAddr,
+    /// `false` only for a loopback address (or with `plaintext = "i-know"`): HTTP without TLS.
+    pub tls: bool,
+    /// Networks (CIDR) whose connections must begin with a PROXY protocol header; connections from
+    /// elsewhere are refused when this is not empty.
+    pub proxy_protocol_from: Vec<String>,
+}
+
+/// `[[certificate]]`
+pub struct Certificate {
+    /// `^[a-z][a-z0-9-]{0,31}$`, unique.
+    pub name: String,
+    pub cert_file: PathBuf,
+    pub key: KeySource,
+    /// Served when the client names no host or an unknown one. The first one if none says so.
+    pub default: bool,
+}
+
+/// Where a private key comes from.
+pub enum KeySource {
+    File(PathBuf),
+    /// PEM text, from an environment variable or a systemd credential.
+    Inline(Secret),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    V1_2,
+    V1_3,
+}
+
+/// `[tls]`
+pub struct Tls {
+    /// Default 1.2.
+    pub min_version: TlsVersion,
+    pub client_auth: ClientAuth,
+    /// How often certificate files are looked at, default 2 s, 1 s to 1 h.
+    pub reload_interval: Duration,
+}
+
+/// `tls.client_auth`
+pub enum ClientAuth {
+    None,
+    Optional { ca_file: PathBuf },
+    Required { ca_file: PathBuf },
+}
+
+/// `[limits]`: what a client can make this node hold, and how long it may take.
+#[derive(Clone)]
+pub struct Limits {
+    /// Open client connections, all listeners together. Default 20000; lowered at start to what
+    /// the descriptor limit allows.
+    pub connections: usize,
+    /// Open connections of one address (IPv6: of one /64). Default 1024.
+    pub connections_per_address: usize,
+    /// TLS handshakes in flight per worker. Default 256.
+    pub handshakes_in_flight: usize,
+    /// Default 5 s.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a head to its last. Default 10 s.
+    pub head_timeout: Duration,
+    /// From the end of the handshake to the first request. Default 10 s.
+    pub first_request_timeout: Duration,
+    /// A client connection without a request in flight. Default 60 s.
+    pub idle_timeout: Duration,
+    /// A connection gets no new requests after this age; spread by up to a tenth. Default 1 h.
+    pub connection_age: Duration,
+    /// Default 1000; spread by up to a tenth.
+    pub requests_per_connection: u32,
+    /// HTTP/2 streams open at once on one connection. Default 100.
+    pub streams_per_connection: u32,
+    /// Requests that a client gave up on one connection within 30 s before it is told to go away. Default 100.
+    pub cancels_per_connection: u32,
+    /// Bytes of one request head. Default 64 KiB, 8 KiB to 256 KiB.
+    pub head_bytes: usize,
+    /// Header fields of one request. Default 100.
+    pub head_fields: usize,
+    /// Bytes per second of a request body, averaged over `body_grace`. Default 1024. 0: no minimum.
+    pub body_rate_min: u64,
+    /// Default 30 s.
+    pub body_grace: Duration,
+    /// A client that accepts no byte for this long while bytes wait is dropped. Default 60 s.
+    pub write_stall: Duration,
+    /// Bytes of a request body on JSON routes. Default 32 MiB.
+    pub body_bytes: u64,
+    /// Bytes of a request body on upload routes (files, audio, images, batches). Default 512 MiB.
+    pub upload_bytes: u64,
+}
+
+/// `[drain]`
+pub struct Drain {
+    /// Between "not ready" and the end of accepting, so that load balancers notice. Default 5 s; 0 allowed.
+    pub grace: Duration,
+    /// From the signal until open streams are cut. Default 600 s.
+    pub deadline: Duration,
+}
+
+/// `[metrics]`
+pub struct MetricsListener {
+    /// Default 127.0.0.1:9464.
+    pub address: SocketAddr,
+    /// Bearer token that a scrape must carry.
+    pub token: Option<Secret>,
+}
+
+/// `[admin]`
+pub struct AdminListener {
+    /// Loopback only. Default 127.0.0.1:9465.
+    pub address: SocketAddr,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+}
+
+/// `[log]`
+pub struct Log {
+    pub format: LogFormat,
+    pub level: LogLevel,
+}
+
+/// Which HTTP version is spoken to an upstream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// What ALPN settles on; h2 is offered first.
+    Auto,
+    H1,
+    H2,
+}
+
+/// How much of what tells clients apart is kept from the provider (docs/headers.md has the table).
+/// Each level includes the one before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Privacy {
+    /// Addresses, tracing ids, browser metadata, cookies: removed always.
+    Address,
+    /// Default: also operating system, architecture, runtime.
+    Device,
+    /// Also session, thread and installation ids; the user agent is replaced.
+    Session,
+}
+
+/// `[[upstream]]`: one provider account's API, at one or more addresses.
+pub struct Upstream {
+    /// `^[a-z][a-z0-9-]{0,31}$`, unique.
+    pub name: String,
+    pub provider: Provider,
+    /// `/name` by default; one or more segments, no trailing slash; unique. `None` if only `hosts` lead here.
+    pub prefix: Option<String>,
+    /// Host names (lower case) that lead here with the path as it is.
+    pub hosts: Vec<String>,
+    /// Serves well-known paths of its dialect at a bare base URL. At most one per dialect.
+    pub bare: bool,
+    /// At least one.
+    pub endpoints: Vec<Endpoint>,
+    pub protocol: UpstreamProtocol,
+    /// Default by provider: on for openai, gemini, vertex, azure.
+    pub websocket: bool,
+    pub roots: Roots,
+    /// Connections per worker and endpoint. Default 1024 (h1) and shared by all streams (h2).
+    pub connections: usize,
+    /// DNS, TCP and TLS together. Default 5 s.
+    pub connect_timeout: Duration,
+    /// From the request's end (or the last byte sent) to the response head. Default 15 min.
+    pub head_timeout: Duration,
+    /// Longest silence within a stream. Default 15 min.
+    pub silence_timeout: Duration,
+    /// A pooled connection without a request in flight. Default 30 s.
+    pub idle_timeout: Duration,
+    pub privacy: Privacy,
+    /// Tries at most this many endpoints before the first byte. Default 3, 1 to 8.
+    pub attempts: u32,
+    /// Body caps that replace those of `[limits]`.
+    pub body_bytes: Option<u64>,
+}
+
+/// One address or region of an upstream.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `https` or, for loopback and private addresses only, `http`.
+    pub tls: bool,
+    /// Host name or address literal; also the TLS server name and the `Host` that the provider sees.
+    pub host: String,
+    pub port: u16,
+    /// Path put before the client's (after the prefix was taken off), no trailing slash; often empty.
+    pub base_path: String,
+    /// 1 to 1000; share of new requests among healthy endpoints. Default 1.
+    pub weight: u32,
+}
+
+/// Which certificate authorities an upstream's certificate may come from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Roots {
+    /// The Mozilla list that is compiled in.
+    WebPki,
+    /// Only those in this PEM file.
+    File(PathBuf),
+}
+
+impl Config {
+    /// The configuration of `nullhop run` without a file: the five providers, pass-through, a
+    /// self-signed certificate, loopback port 8443.
+    pub fn built_in() -> Arc<Config> {
+        unimplemented!()
+    }
+}
