@@ -1,6 +1,15 @@
-//! Keeping nothing: what wipes, and what must not be printed.
+//! Keeping nothing: what clears memory, and what cannot be printed. All unsafe code lives here.
+
+pub(crate) mod alloc;
+pub(crate) mod chunk;
+pub(crate) mod io;
+pub(crate) mod wipe;
 
 use zeroize::Zeroizing;
+
+pub use alloc::WipingAllocator;
+pub(crate) use chunk::Chunk;
+pub(crate) use chunk::WipedIncoming;
 
 /// A secret text: no `Clone`, no `Debug`, no `Display`; wiped on drop.
 pub struct Secret(Zeroizing<Vec<u8>>);

@@ -1,0 +1,83 @@
+//! The end of the process in three steps: not ready, no new connections, open streams cut.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// How far the end has come. Only ever moves forward.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Serving.
+    Open,
+    /// Not ready any more, still accepting, so that load balancers can notice.
+    Unready,
+    /// No new connections; h2 clients got GOAWAY, h1 clients `connection: close`.
+    Closing,
+    /// The deadline has passed: whatever is still open is cut.
+    Cut,
+}
+
+/// Starts the end. Held by the process's main task.
+pub(crate) struct DrainTrigger(watch::Sender<Phase>);
+
+/// Sees how far the end has come. One per connection and accept loop.
+#[derive(Clone)]
+pub(crate) struct DrainWatcher(watch::Receiver<Phase>);
+
+/// A connected pair.
+pub(crate) fn channel() -> (DrainTrigger, DrainWatcher) {
+    let (sender, receiver) = watch::channel(Phase::Open);
+    (DrainTrigger(sender), DrainWatcher(receiver))
+}
+
+impl DrainTrigger {
+    /// Moves to `phase`; an earlier one changes nothing.
+    pub(crate) fn advance(&self, phase: Phase) {
+        self.0.send_if_modified(|now| {
+            let forward = *now < phase;
+            if forward {
+                *now = phase;
+            }
+            forward
+        });
+    }
+
+    /// Runs the whole end: `grace`, then closing, then at most `deadline` until everything is cut.
+    /// Ends early once `finished` does.
+    pub(crate) async fn run(
+        &self,
+        grace: Duration,
+        deadline: Duration,
+        finished: impl Future<Output = ()>,
+    ) -> bool {
+        self.advance(Phase::Unready);
+        tokio::time::sleep(grace).await;
+        self.advance(Phase::Closing);
+        tokio::select! {
+            () = finished => true,
+            () = tokio::time::sleep(deadline) => {
+                self.advance(Phase::Cut);
+                false
+            }
+        }
+    }
+
+    /// Where it stands.
+    pub(crate) fn phase(&self) -> Phase {
+        *self.0.borrow()
+    }
+}
+
+impl DrainWatcher {
+    /// Where it stands.
+    pub(crate) fn phase(&self) -> Phase {
+        *self.0.borrow()
+    }
+
+    /// Returns once `phase` or a later one is reached. Never returns if the trigger is gone before.
+    pub(crate) async fn reached(&mut self, phase: Phase) {
+        if self.0.wait_for(|now| *now >= phase).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The global allocator: the system's, with every block cleared before it goes back.
+//!
+//! `Vec`, `BytesMut`, header maps and rustls' buffers leave their bytes to the block's next owner
+//! when they are dropped or grown. Clearing here covers all of them at once, including those inside
+//! libraries. `realloc` is allocate, copy, clear, free, because the system's own `realloc` would
+//! leave the old block as it was.
+
+#![expect(unsafe_code, reason = "a global allocator cannot be written without it")]
+
+use std::alloc::GlobalAlloc;
+use std::alloc::Layout;
+use std::alloc::System;
+
+use super::wipe::wipe_raw;
+
+/// The system allocator with a clear before each free.
+pub struct WipingAllocator;
+
+// SAFETY: every call goes to `System` with the layout the caller gave, and a block is touched only
+// between the caller's giving it up and `System`'s getting it back. `realloc` returns null when the
+// new block cannot be had and leaves the old one untouched, as the trait asks.
+unsafe impl GlobalAlloc for WipingAllocator {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout is passed on as it is.
+        let block = unsafe { System.alloc(layout) };
+        // `hygiene::chunk` later makes a pointer to parts of this block out of an address.
+        let _ = block.expose_provenance();
+        block
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as in `alloc`.
+        let block = unsafe { System.alloc_zeroed(layout) };
+        let _ = block.expose_provenance();
+        block
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller owns `layout.size()` bytes at `block` and gives them up with this call.
+        unsafe {
+            wipe_raw(block, layout.size());
+            System.dealloc(block, layout);
+        }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the trait guarantees that `new_size`, rounded up to the alignment, fits in `isize`.
+        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        // SAFETY: `new_layout` has a size above zero, as the trait guarantees for `new_size`.
+        let new = unsafe { self.alloc(new_layout) };
+        if !new.is_null() {
+            // SAFETY: both blocks are live, do not overlap, and hold at least the smaller size.
+            unsafe {
+                std::ptr::copy_nonoverlapping(old, new, layout.size().min(new_size));
+                self.dealloc(old, layout);
+            }
+        }
+        new
+    }
+}

@@ -1,0 +1,120 @@
+//! A piece of a body in motion, cleared when the last of it was handed over.
+
+#![expect(unsafe_code, reason = "clears memory behind a `Bytes` that is known to be exclusive")]
+
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+use std::task::ready;
+
+use bytes::Buf;
+use bytes::Bytes;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use hyper::body::Incoming;
+
+use super::wipe::wipe_raw;
+
+/// A piece of a body. Has no `Debug`, no `Clone`, no `Serialize`: it can be written to a socket or
+/// dropped, and dropping it clears it.
+pub struct Chunk(Inner);
+
+enum Inner {
+    /// Split off a connection's read buffer by hyper. `address` and `len` are the whole region as it
+    /// arrived; `bytes` shrinks as it is written.
+    Relayed { bytes: Bytes, address: usize, len: usize },
+    /// nullhop's own text; no content.
+    Own(Bytes),
+}
+
+impl Chunk {
+    /// Text that nullhop wrote itself. It is not cleared.
+    pub fn own(bytes: Bytes) -> Self {
+        Self(Inner::Own(bytes))
+    }
+
+    /// The bytes not yet written, for the meter to look at.
+    pub fn as_slice(&self) -> &[u8] {
+        match &self.0 {
+            Inner::Relayed { bytes, .. } | Inner::Own(bytes) => bytes,
+        }
+    }
+
+    /// # Safety
+    /// `bytes` must be the only view of its region, which must be a part of a block from the global
+    /// allocator (so not `Bytes::from_static`, and no clone or sibling slice of it may exist).
+    unsafe fn relayed(bytes: Bytes) -> Self {
+        let address = bytes.as_ptr().addr();
+        let len = bytes.len();
+        Self(Inner::Relayed { bytes, address, len })
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        if let Inner::Relayed { address, len, .. } = self.0 {
+            // SAFETY: `relayed`'s contract makes the region exclusively ours, and `bytes`, still
+            // alive here, keeps its block from being freed. The allocator exposed the block's
+            // provenance, so the address may be turned back into a pointer for writing; `bytes` is
+            // not read after this.
+            unsafe { wipe_raw(std::ptr::with_exposed_provenance_mut(address), len) }
+        }
+    }
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.as_slice()
+    }
+
+    fn advance(&mut self, count: usize) {
+        match &mut self.0 {
+            Inner::Relayed { bytes, .. } | Inner::Own(bytes) => bytes.advance(count),
+        }
+    }
+}
+
+/// A body that hyper receives, its frames handed out as [`Chunk`]s.
+pub struct WipedIncoming(Incoming);
+
+impl WipedIncoming {
+    /// Takes over a body that hyper receives.
+    pub fn new(incoming: Incoming) -> Self {
+        Self(incoming)
+    }
+}
+
+impl Body for WipedIncoming {
+    type Data = Chunk;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_data(|bytes| {
+                    // SAFETY: `Incoming` hands out each region once. h1 (`Buffered::read_mem`)
+                    // and h2 (`FramedRead`, `frame::Data`) split it off a heap-allocated
+                    // `BytesMut`, freeze it and keep no other view; neither makes static bytes.
+                    unsafe { Chunk::relayed(bytes) }
+                })
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}

@@ -1,0 +1,275 @@
+//! A TCP socket that a guard can watch from beside the stream that uses it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Context;
+use std::task::Poll;
+
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+/// The reading and writing side, owned by TLS or hyper.
+pub(crate) struct Socket(Arc<Shared>);
+
+/// The guard's side: what it can see of the socket and do to it.
+#[derive(Clone)]
+pub(crate) struct SocketWatch(Arc<Shared>);
+
+struct Shared {
+    stream: TcpStream,
+    opened: Instant,
+    /// The last read found nothing, so the reader's waker will fire when the peer closes.
+    read_armed: AtomicBool,
+    /// Milliseconds after `opened`, plus one, at which a write first found the send buffer full and
+    /// none has gone through since; 0: not blocked.
+    write_blocked_at: AtomicU64,
+    /// Milliseconds after `opened`, plus one, of the first byte since `forget_first_read`.
+    first_read_at: AtomicU64,
+}
+
+impl Socket {
+    /// Takes over a connected stream.
+    pub(crate) fn new(stream: TcpStream) -> (Self, SocketWatch) {
+        let shared = Arc::new(Shared {
+            stream,
+            opened: Instant::now(),
+            read_armed: AtomicBool::new(false),
+            write_blocked_at: AtomicU64::new(0),
+            first_read_at: AtomicU64::new(0),
+        });
+        (Self(shared.clone()), SocketWatch(shared))
+    }
+}
+
+impl Shared {
+    fn millis(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+}
+
+impl SocketWatch {
+    /// How long the peer has not taken a byte while some were waiting.
+    pub(crate) fn write_blocked_for(&self) -> Option<Duration> {
+        match self.0.write_blocked_at.load(Relaxed) {
+            0 => None,
+            at => Some(Duration::from_millis(self.0.millis().saturating_sub(at))),
+        }
+    }
+
+    /// How long ago the first byte arrived since the last `forget_first_read`.
+    pub(crate) fn first_read_ago(&self) -> Option<Duration> {
+        match self.0.first_read_at.load(Relaxed) {
+            0 => None,
+            at => Some(Duration::from_millis(self.0.millis().saturating_sub(at))),
+        }
+    }
+
+    /// Starts a new count for `first_read_ago`.
+    pub(crate) fn forget_first_read(&self) {
+        self.0.first_read_at.store(0, Relaxed);
+    }
+
+    /// Whether somebody waits for bytes, so that the peer's closing wakes it without our help.
+    pub(crate) fn read_armed(&self) -> bool {
+        self.0.read_armed.load(Relaxed)
+    }
+
+    /// Whether the peer has closed its side or reset the connection, even if unread bytes wait. One system call.
+    pub(crate) fn peer_gone(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0.stream, PollFlags::RDHUP)];
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        match rustix::event::poll(&mut fds, Some(&zero)) {
+            Ok(_) => fds[0]
+                .revents()
+                .intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
+            Err(_) => false,
+        }
+    }
+
+    /// Whether a connection that nobody reads is silent and open: no byte, no end, no error waits.
+    pub(crate) fn quiet(&self) -> bool {
+        let mut fds = [PollFd::new(&self.0.stream, PollFlags::IN | PollFlags::RDHUP)];
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut fds, Some(&zero)), Ok(0))
+    }
+
+    /// From now on closing resets the connection instead of ending it in order, so that the peer
+    /// cannot take what it has for the whole.
+    pub(crate) fn reset_on_close(&self) {
+        let _ = socket2::SockRef::from(&self.0.stream).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Our address, as the client named it.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.0.stream.local_addr().ok()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let shared = &*self.0;
+        loop {
+            match shared.stream.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    shared.read_armed.store(true, Relaxed);
+                    return Poll::Pending;
+                }
+            }
+            match shared.stream.try_read_buf(buffer) {
+                Ok(read) => {
+                    shared.read_armed.store(false, Relaxed);
+                    if read > 0 && shared.first_read_at.load(Relaxed) == 0 {
+                        shared.first_read_at.store(shared.millis(), Relaxed);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(fault) if fault.kind() == io::ErrorKind::WouldBlock => {}
+                Err(fault) => return Poll::Ready(Err(fault)),
+            }
+        }
+    }
+}
+
+impl Socket {
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let shared = &*self.0;
+        loop {
+            match shared.stream.poll_write_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    if shared.write_blocked_at.load(Relaxed) == 0 {
+                        shared.write_blocked_at.store(shared.millis(), Relaxed);
+                    }
+                    return Poll::Pending;
+                }
+            }
+            match write(&shared.stream) {
+                Ok(written) => {
+                    if shared.write_blocked_at.load(Relaxed) != 0 {
+                        shared.write_blocked_at.store(0, Relaxed);
+                    }
+                    return Poll::Ready(Ok(written));
+                }
+                Err(fault) if fault.kind() == io::ErrorKind::WouldBlock => {}
+                Err(fault) => return Poll::Ready(Err(fault)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let socket = socket2::SockRef::from(&self.0.stream);
+        Poll::Ready(match socket.shutdown(std::net::Shutdown::Write) {
+            // The peer was faster; nothing is left to shut down.
+            Err(fault) if fault.kind() == io::ErrorKind::NotConnected => Ok(()),
+            other => other,
+        })
+    }
+}
+
+/// What hyper runs over: TLS on either side, or plain TCP.
+pub(crate) enum Transport {
+    Plain(Socket),
+    Tls(tokio_rustls::TlsStream<Socket>),
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

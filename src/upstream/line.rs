@@ -1,0 +1,238 @@
+//! A connection to a provider with HTTP on it: h1 for one exchange at a time, h2 for many.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::client::conn::http2;
+use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::upload::RequestBody;
+use crate::clock::TokioTimer;
+use crate::hygiene::io::HyperIo;
+use crate::socket::SocketWatch;
+use crate::socket::Transport;
+use crate::telemetry::GaugeGuard;
+
+/// hyper's read and write buffers of an h1 connection; what a stalled reader can make us hold.
+const H1_BUFFER_BYTES: usize = 64 << 10;
+
+/// The head of an answer, at most: `max_headers` fields, this many bytes.
+const HEAD_BYTES: usize = 64 << 10;
+const HEAD_FIELDS: usize = 128;
+
+/// Per stream; the memory bound of an answer that its reader does not take.
+const H2_STREAM_WINDOW: u32 = 64 << 10;
+
+/// Never the bottleneck: unread bytes of stalled streams must not end the connection for the others
+/// (h2 charges small unread DATA frames to a budget that is half of this, RUSTSEC-2026-0258).
+const H2_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
+/// What a connection holds while it is open; dropping it counts.
+pub(super) struct Open {
+    pub(super) _gauge: GaugeGuard,
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// An h1 connection. Whoever holds it drives it: no task of its own, so the relay of a chunk is one
+/// wake-up, and dropping it closes the socket.
+pub(crate) struct H1Line {
+    connection: http1::Connection<HyperIo<Transport>, RequestBody>,
+    sender: http1::SendRequest<RequestBody>,
+    watch: SocketWatch,
+    /// hyper's connection future has ended; it must not be polled again.
+    over: bool,
+    /// The last exchange's end, while pooled.
+    pub(super) idle_since: Instant,
+    _open: Open,
+}
+
+impl H1Line {
+    pub(super) async fn new(transport: Transport, watch: SocketWatch, open: Open) -> Option<Self> {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(H1_BUFFER_BYTES)
+            .max_header_size(HEAD_BYTES)
+            .max_headers(HEAD_FIELDS)
+            .handshake(HyperIo::new(transport))
+            .await
+            .ok()?;
+        Some(Self { connection, sender, watch, over: false, idle_since: Instant::now(), _open: open })
+    }
+
+    /// Lets the connection read and write what it can. `Ready` when it has ended.
+    pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.over {
+            return Poll::Ready(());
+        }
+        // Not `Future::poll`: that would end the transport in order after an upgrade or a fault.
+        match self.connection.poll_without_shutdown(cx) {
+            Poll::Ready(_) => {
+                self.over = true;
+                Poll::Ready(())
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Sends a request and drives the connection until the head of the answer is there.
+    ///
+    /// # Errors
+    /// hyper's error.
+    pub(super) async fn send(
+        &mut self,
+        request: http::Request<RequestBody>,
+    ) -> Result<http::Response<Incoming>, hyper::Error> {
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        std::future::poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                    return Poll::Ready(answer.map_err(hyper::client::conn::TrySendError::into_error));
+                }
+                if self.over {
+                    // The sender's half answers as soon as the connection is gone.
+                    return Poll::Pending;
+                }
+                match self.connection.poll_without_shutdown(cx) {
+                    Poll::Ready(_) => self.over = true,
+                    Poll::Pending => return answer.as_mut().poll(cx).map(|answer| answer.map_err(hyper::client::conn::TrySendError::into_error)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether another exchange may use it: the last one ended on both sides, and nothing that
+    /// nobody asked for has arrived since.
+    pub(super) fn reusable(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.drive(&mut cx).is_pending() && self.sender.is_ready()
+    }
+
+    /// The same without driving, for whoever just did.
+    pub(super) fn reusable_now(&self) -> bool {
+        !self.over && self.sender.is_ready()
+    }
+
+    /// Whether the socket is silent and open. Bytes on an idle connection are an answer that nobody
+    /// asked for, or the end.
+    pub(super) fn quiet(&self) -> bool {
+        self.watch.quiet()
+    }
+
+    /// The transport and what hyper had read ahead, after a 101.
+    pub(crate) fn into_upgraded(self) -> (Transport, Bytes, Open) {
+        let parts = self.connection.into_parts();
+        (parts.io.into_inner(), parts.read_buf, self._open)
+    }
+
+    /// Drives until the connection's own part of an upgrade is done.
+    pub(crate) async fn upgraded(&mut self) {
+        std::future::poll_fn(|cx| self.drive(cx)).await;
+    }
+}
+
+/// An h2 connection, shared. Its task ends when the last sender is gone or the peer says so.
+pub(super) struct H2Line {
+    sender: http2::SendRequest<RequestBody>,
+    state: Rc<H2State>,
+}
+
+struct H2State {
+    streams: Cell<usize>,
+    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS, as hyper last saw it.
+    streams_max: Cell<usize>,
+    idle_since: Cell<Instant>,
+    over: Cell<bool>,
+    /// Somebody may want the freed stream.
+    freed: Rc<Notify>,
+}
+
+/// One stream of an h2 connection; dropping it frees the place.
+pub(crate) struct H2Slot(Rc<H2State>);
+
+impl Drop for H2Slot {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.idle_since.set(Instant::now());
+        self.0.freed.notify_waiters();
+    }
+}
+
+impl H2Line {
+    pub(super) async fn new(transport: Transport, open: Open, freed: Rc<Notify>) -> Option<Self> {
+        let (sender, mut connection) = http2::Builder::new(LocalExecutor)
+            .timer(TokioTimer)
+            .initial_stream_window_size(H2_STREAM_WINDOW)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
+            .header_table_size(4096)
+            .max_send_buf_size(H1_BUFFER_BYTES)
+            .max_concurrent_reset_streams(128)
+            .keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .handshake(HyperIo::new(transport))
+            .await
+            .ok()?;
+        let state = Rc::new(H2State {
+            streams: Cell::new(0),
+            streams_max: Cell::new(100),
+            idle_since: Cell::new(Instant::now()),
+            over: Cell::new(false),
+            freed,
+        });
+        let seen = state.clone();
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            std::future::poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx).is_ready();
+                seen.streams_max.set(connection.current_max_send_streams());
+                if ended { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+            seen.over.set(true);
+            seen.freed.notify_waiters();
+        });
+        Some(Self { sender, state })
+    }
+
+    /// Whether it takes requests at all.
+    pub(super) fn alive(&self) -> bool {
+        !self.state.over.get() && !self.sender.is_closed()
+    }
+
+    /// A place for one more stream, if the peer's limit leaves one.
+    pub(super) fn slot(&self) -> Option<(H2Slot, http2::SendRequest<RequestBody>)> {
+        let state = &self.state;
+        if !self.alive() || state.streams.get() >= state.streams_max.get() {
+            return None;
+        }
+        state.streams.set(state.streams.get() + 1);
+        Some((H2Slot(state.clone()), self.sender.clone()))
+    }
+
+    /// How long it has had no stream; `None` while it has one.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        (self.state.streams.get() == 0).then(|| self.state.idle_since.get().elapsed())
+    }
+}
+
+/// Spawns on the worker's own thread.
+#[derive(Clone, Copy)]
+pub(super) struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

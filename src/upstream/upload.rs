@@ -1,0 +1,223 @@
+//! A request body on its way up: counted, capped, cancellable, watched from outside.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::Waker;
+use std::time::Duration;
+use std::time::Instant;
+
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+
+use crate::hygiene::Chunk;
+use crate::hygiene::WipedIncoming;
+
+/// Why a request body ended before its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum UploadFault {
+    /// The exchange is over; nobody wants the rest.
+    Cancelled,
+    /// The client went away or broke its own framing.
+    ClientGone,
+    /// More bytes than the route allows.
+    TooLarge,
+    /// Fewer bytes per second than the configured minimum.
+    TooSlow,
+}
+
+impl fmt::Display for UploadFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "the exchange is over",
+            Self::ClientGone => "the client went away",
+            Self::TooLarge => "the request body is too large",
+            Self::TooSlow => "the request body comes too slowly",
+        })
+    }
+}
+
+/// h2 resets the upstream stream with the reason that it finds in an error's sources.
+impl std::error::Error for UploadFault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        static CANCEL: std::sync::OnceLock<h2::Error> = std::sync::OnceLock::new();
+        Some(CANCEL.get_or_init(|| h2::Reason::CANCEL.into()))
+    }
+}
+
+/// What the exchange keeps of a request body while hyper sends it.
+pub(crate) struct Upload {
+    /// `None` once it has ended, failed, or was taken out to be drained.
+    body: RefCell<Option<WipedIncoming>>,
+    bytes_max: u64,
+    bytes: Cell<u64>,
+    /// hyper has asked for a frame, so a retry would lose bytes.
+    touched: Cell<bool>,
+    ended: Cell<bool>,
+    fault: Cell<Option<UploadFault>>,
+    /// Whoever polled last, to be woken by `cancel`.
+    waker: RefCell<Option<Waker>>,
+    /// Since when the last poll has been waiting for the client.
+    waiting_since: Cell<Option<Instant>>,
+    /// Time spent waiting for the client, without the wait that is still going on.
+    waited: Cell<Duration>,
+    last_byte: Cell<Instant>,
+}
+
+impl Upload {
+    /// A body of which at most `bytes_max` bytes pass.
+    pub(crate) fn new(body: WipedIncoming, bytes_max: u64) -> Rc<Self> {
+        let ended = body.is_end_stream();
+        Rc::new(Self {
+            body: RefCell::new(Some(body)),
+            bytes_max,
+            bytes: Cell::new(0),
+            touched: Cell::new(false),
+            ended: Cell::new(ended),
+            fault: Cell::new(None),
+            waker: RefCell::new(None),
+            waiting_since: Cell::new(None),
+            waited: Cell::new(Duration::ZERO),
+            last_byte: Cell::new(Instant::now()),
+        })
+    }
+
+    /// Bytes passed so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Whether hyper has asked for any of it. An empty body cannot be touched.
+    pub(crate) fn touched(&self) -> bool {
+        self.touched.get()
+    }
+
+    /// Whether all of it has passed.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// What went wrong, if anything did.
+    pub(crate) fn fault(&self) -> Option<UploadFault> {
+        self.fault.get()
+    }
+
+    /// When the last byte passed; at first, when the request came.
+    pub(crate) fn last_byte(&self) -> Instant {
+        self.last_byte.get()
+    }
+
+    /// How long the sender has waited for the client so far, in total.
+    pub(crate) fn waited_for_client(&self, now: Instant) -> Duration {
+        let current = self.waiting_since.get().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.waited.get() + current
+    }
+
+    /// Ends the body with `fault`; the upstream's stream is reset by it.
+    pub(crate) fn fail(&self, fault: UploadFault) {
+        if !self.ended.get() && self.fault.get().is_none() {
+            self.fault.set(Some(fault));
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Takes the rest of the body out, for whoever drains it so that the client can finish sending
+    /// and read its answer. `None` if there is no rest.
+    pub(crate) fn take_rest(&self) -> Option<WipedIncoming> {
+        if self.ended.get() || self.fault.get() == Some(UploadFault::ClientGone) {
+            return None;
+        }
+        self.fail(UploadFault::Cancelled);
+        self.body.borrow_mut().take()
+    }
+
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
+        self.touched.set(true);
+        if let Some(fault) = self.fault.get() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let mut slot = self.body.borrow_mut();
+        let Some(body) = slot.as_mut() else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
+        if polled.is_ready() {
+            if let Some(since) = self.waiting_since.take() {
+                self.waited.set(self.waited.get() + since.elapsed());
+            }
+        }
+        match polled {
+            Poll::Pending => {
+                if self.waiting_since.get().is_none() {
+                    self.waiting_since.set(Some(Instant::now()));
+                }
+                let mut waker = self.waker.borrow_mut();
+                if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if frame.is_trailers() {
+                    // Request trailers are dropped: no provider reads any, and they have carried
+                    // smuggled fields elsewhere (RFC 9110 section 6.5.1 allows a proxy to).
+                    self.ended.set(true);
+                    *slot = None;
+                    return Poll::Ready(None);
+                }
+                let passed = self.bytes.get() + frame.data_ref().map_or(0, |data| data.as_slice().len() as u64);
+                self.bytes.set(passed);
+                self.last_byte.set(Instant::now());
+                if passed > self.bytes_max {
+                    self.fault.set(Some(UploadFault::TooLarge));
+                    return Poll::Ready(Some(Err(UploadFault::TooLarge)));
+                }
+                if body.is_end_stream() {
+                    self.ended.set(true);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => {
+                self.fault.set(Some(UploadFault::ClientGone));
+                *slot = None;
+                Poll::Ready(Some(Err(UploadFault::ClientGone)))
+            }
+            Poll::Ready(None) => {
+                self.ended.set(true);
+                *slot = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+}
+
+/// The body that hyper's client sends.
+pub(crate) struct RequestBody(pub(super) Rc<Upload>);
+
+impl Body for RequestBody {
+    type Data = Chunk;
+    type Error = UploadFault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
+        self.0.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.ended.get() && self.0.fault.get().is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.0.body.borrow().as_ref() {
+            Some(body) => body.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
