@@ -1,0 +1,952 @@
+//! The metric families of `docs/metrics.md` and the handles that move them.
+//!
+//! `Metrics` is made once a process. `Metrics::bind` turns the names of a configuration into `Handles`: arrays of
+//! ready counters, indexed by the ids the configuration handed out. Whoever works on a request only touches those.
+//! Two kinds of children come into being later, at their first use: histograms (a histogram without an observation
+//! says nothing and costs a dozen series) and `nullhop_requests_total` for an (upstream, operation, mode), which
+//! would be a thousand zeros an upstream.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use prometheus::HistogramOpts;
+use prometheus::HistogramVec;
+use prometheus::IntCounter;
+use prometheus::IntCounterVec;
+use prometheus::IntGauge;
+use prometheus::IntGaugeVec;
+use prometheus::Opts;
+use prometheus::Registry;
+use prometheus::TextEncoder;
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+
+use crate::provider::Operation;
+use crate::provider::Provider;
+use crate::telemetry::labels::CertificateId;
+use crate::telemetry::labels::ConnectResult;
+use crate::telemetry::labels::Direction;
+use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::HandshakeResult;
+use crate::telemetry::labels::Label;
+use crate::telemetry::labels::ListenerId;
+use crate::telemetry::labels::Mode;
+use crate::telemetry::labels::NONE;
+use crate::telemetry::labels::Name;
+use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
+use crate::telemetry::labels::ProcessGuard;
+use crate::telemetry::labels::Protocol;
+use crate::telemetry::labels::RefusedReason;
+use crate::telemetry::labels::ReloadResult;
+use crate::telemetry::labels::RetryReason;
+use crate::telemetry::labels::Source;
+use crate::telemetry::labels::StatusLabel;
+use crate::telemetry::labels::Streaming;
+use crate::telemetry::labels::UpstreamId;
+use crate::telemetry::log;
+
+/// The names of one configuration; their places are the ids.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) listeners: Vec<Name>,
+    pub(crate) certificates: Vec<Name>,
+    pub(crate) upstreams: Vec<(Name, Provider)>,
+}
+
+/// All series of the process, over all configurations it has had.
+pub(crate) struct Metrics {
+    registry: Registry,
+    families: Families,
+    process: Arc<ProcessMetrics>,
+    /// What the last `bind` exported, to know what is gone at the next.
+    bound: Mutex<Bound>,
+}
+
+#[derive(Default)]
+struct Bound {
+    certificates: BTreeSet<Name>,
+    upstreams: BTreeMap<Name, Provider>,
+}
+
+impl Metrics {
+    /// `pop` becomes a label of every series.
+    pub(crate) fn new(pop: Option<&str>) -> Self {
+        let labels = pop.map(|pop| HashMap::from([("pop".to_owned(), pop.to_owned())]));
+        let registry = Registry::new_custom(None, labels).expect(STATIC);
+        let families = Families::register(&registry);
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect(STATIC);
+        for lines in log::lines().iter() {
+            register(&registry, lines.clone());
+        }
+        families
+            .build_info
+            .with_label_values(&[
+                env!("CARGO_PKG_VERSION"),
+                option_env!("NULLHOP_REVISION").unwrap_or("unknown"),
+            ])
+            .set(1);
+        let process = Arc::new(ProcessMetrics::new(&families));
+        Self {
+            registry,
+            families,
+            process,
+            bound: Mutex::default(),
+        }
+    }
+
+    /// Resolves the handles of a configuration. Series that exist go on where they were. What states the present of a
+    /// part that is no longer configured (its info, its health, its expiry) is dropped; its counters stay, and so do
+    /// its gauges of open connections and requests, which old exchanges still bring down to zero.
+    pub(crate) fn bind(&self, names: &Names) -> Handles {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        let upstreams: BTreeMap<Name, Provider> = names.upstreams.iter().cloned().collect();
+        let certificates: BTreeSet<Name> = names.certificates.iter().cloned().collect();
+        // Nothing to remove is no fault: a certificate may never have been read.
+        for (name, provider) in &bound.upstreams {
+            if upstreams.get(name) != Some(provider) {
+                let _ = self
+                    .families
+                    .upstream_info
+                    .remove_label_values(&[name.as_str(), provider.as_str()]);
+            }
+            if !upstreams.contains_key(name) {
+                let _ = self
+                    .families
+                    .upstream_up
+                    .remove_label_values(&[name.as_str()]);
+            }
+        }
+        for name in bound.certificates.difference(&certificates) {
+            let _ = self
+                .families
+                .certificate_not_after
+                .remove_label_values(&[name.as_str()]);
+        }
+        let handles = Handles {
+            process: self.process.clone(),
+            listeners: names
+                .listeners
+                .iter()
+                .map(|name| ListenerMetrics::new(&self.families, name))
+                .collect(),
+            certificates: names
+                .certificates
+                .iter()
+                .map(|name| CertificateMetrics::new(&self.families, name))
+                .collect(),
+            upstreams: names
+                .upstreams
+                .iter()
+                .map(|(name, provider)| {
+                    let known = bound.upstreams.contains_key(name);
+                    UpstreamMetrics::new(&self.families, name, *provider, known)
+                })
+                .collect(),
+            no_upstream: TrafficMetrics::new(&self.families, None),
+        };
+        *bound = Bound {
+            certificates,
+            upstreams,
+        };
+        handles
+    }
+
+    pub(crate) fn process(&self) -> &Arc<ProcessMetrics> {
+        &self.process
+    }
+
+    /// The text format 0.0.4.
+    pub(crate) fn render(&self) -> String {
+        // The encoder fails on families without a name, a type or a series; the registry gathers none of these.
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+}
+
+/// The handles of one configuration, shared by all workers.
+pub(crate) struct Handles {
+    process: Arc<ProcessMetrics>,
+    listeners: Box<[ListenerMetrics]>,
+    certificates: Box<[CertificateMetrics]>,
+    upstreams: Box<[UpstreamMetrics]>,
+    no_upstream: TrafficMetrics,
+}
+
+/// The ids must be those of the configuration whose names were bound; another's may be out of range and panic.
+impl Handles {
+    pub(crate) fn process(&self) -> &Arc<ProcessMetrics> {
+        &self.process
+    }
+
+    pub(crate) fn guard(&self, guard: Guard) -> &IntCounter {
+        self.process.guard(guard)
+    }
+
+    pub(crate) fn overhead(&self, phase: Phase) -> &LazyHistogram {
+        self.process.overhead(phase)
+    }
+
+    pub(crate) fn listener(&self, id: ListenerId) -> &ListenerMetrics {
+        &self.listeners[usize::from(id.0)]
+    }
+
+    pub(crate) fn certificate(&self, id: CertificateId) -> &CertificateMetrics {
+        &self.certificates[usize::from(id.0)]
+    }
+
+    pub(crate) fn upstream(&self, id: UpstreamId) -> &UpstreamMetrics {
+        &self.upstreams[usize::from(id.0)]
+    }
+
+    /// For requests that end before an upstream is chosen.
+    pub(crate) fn no_upstream(&self) -> &TrafficMetrics {
+        &self.no_upstream
+    }
+
+    pub(crate) fn traffic(&self, upstream: Option<UpstreamId>) -> &TrafficMetrics {
+        match upstream {
+            Some(id) => &self.upstream(id).traffic,
+            None => &self.no_upstream,
+        }
+    }
+}
+
+/// What there is once in a process, whatever its configuration.
+pub(crate) struct ProcessMetrics {
+    pub(crate) runtime_workers: IntGauge,
+    pub(crate) runtime_lag: LazyHistogram,
+    runtime_tasks: IntGauge,
+    ready: IntGauge,
+    draining: IntGauge,
+    reloads: ByLabel<ReloadResult, IntCounter>,
+    reload_successful: IntGauge,
+    reload_success_timestamp: IntGauge,
+    fingerprint: IntGauge,
+    process_guards: ByLabel<ProcessGuard, IntGauge>,
+    guards: ByLabel<Guard, IntCounter>,
+    overhead: ByLabel<Phase, LazyHistogram>,
+}
+
+impl ProcessMetrics {
+    fn new(families: &Families) -> Self {
+        Self {
+            runtime_workers: families.runtime_workers.clone(),
+            runtime_lag: LazyHistogram::new(&families.runtime_lag, []),
+            runtime_tasks: families.runtime_tasks.clone(),
+            ready: families.ready.clone(),
+            draining: families.draining.clone(),
+            reloads: ByLabel::new(|result: ReloadResult| {
+                families
+                    .config_reloads
+                    .with_label_values(&[result.as_str()])
+            }),
+            reload_successful: families.config_last_reload_successful.clone(),
+            reload_success_timestamp: families.config_last_reload_success_timestamp.clone(),
+            fingerprint: families.config_fingerprint.clone(),
+            process_guards: ByLabel::new(|guard: ProcessGuard| {
+                families.guard_active.with_label_values(&[guard.as_str()])
+            }),
+            guards: ByLabel::new(|guard: Guard| {
+                families.guards.with_label_values(&[guard.as_str()])
+            }),
+            overhead: ByLabel::new(|phase: Phase| {
+                LazyHistogram::new(&families.overhead, [phase.into()])
+            }),
+        }
+    }
+
+    pub(crate) fn set_ready(&self, ready: bool) {
+        self.ready.set(ready.into());
+    }
+
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.set(draining.into());
+    }
+
+    /// The configuration the process starts with. Not a reload, but it is the newest one and it is in force.
+    pub(crate) fn config_loaded(&self, fingerprint: u64, at: SystemTime) {
+        self.reload_successful.set(1);
+        self.reload_success_timestamp.set(unix_seconds(at));
+        // 48 bits, because a sample is a float and holds 53.
+        self.fingerprint
+            .set((fingerprint & 0xffff_ffff_ffff) as i64);
+    }
+
+    pub(crate) fn config_reloaded(&self, fingerprint: u64, at: SystemTime) {
+        self.reloads.get(ReloadResult::Ok).inc();
+        self.config_loaded(fingerprint, at);
+    }
+
+    /// The old configuration stays in force.
+    pub(crate) fn config_refused(&self) {
+        self.reloads.get(ReloadResult::Error).inc();
+        self.reload_successful.set(0);
+    }
+
+    pub(crate) fn set_process_guard(&self, guard: ProcessGuard, active: bool) {
+        self.process_guards.get(guard).set(active.into());
+    }
+
+    pub(crate) fn guard(&self, guard: Guard) -> &IntCounter {
+        self.guards.get(guard)
+    }
+
+    pub(crate) fn overhead(&self, phase: Phase) -> &LazyHistogram {
+        self.overhead.get(phase)
+    }
+}
+
+/// One listener's clients.
+pub(crate) struct ListenerMetrics {
+    pub(crate) connections: IntCounter,
+    pub(crate) handshake_seconds: LazyHistogram,
+    name: Name,
+    open: ByLabel<Protocol, IntGauge>,
+    refused: ByLabel<RefusedReason, IntCounter>,
+    handshakes: ByLabel<HandshakeResult, IntCounter>,
+}
+
+impl ListenerMetrics {
+    fn new(families: &Families, name: &Name) -> Self {
+        let listener = name.as_str();
+        Self {
+            connections: families.connections.with_label_values(&[listener]),
+            handshake_seconds: LazyHistogram::new(&families.handshake_duration, [name.into()]),
+            name: name.clone(),
+            open: ByLabel::new(|protocol: Protocol| {
+                families
+                    .open_connections
+                    .with_label_values(&[listener, protocol.as_str()])
+            }),
+            refused: ByLabel::new(|reason: RefusedReason| {
+                families
+                    .connections_refused
+                    .with_label_values(&[listener, reason.as_str()])
+            }),
+            handshakes: ByLabel::new(|result: HandshakeResult| {
+                families
+                    .handshakes
+                    .with_label_values(&[listener, result.as_str()])
+            }),
+        }
+    }
+
+    /// For log lines.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(crate) fn open(&self, protocol: Protocol) -> &IntGauge {
+        self.open.get(protocol)
+    }
+
+    pub(crate) fn refused(&self, reason: RefusedReason) -> &IntCounter {
+        self.refused.get(reason)
+    }
+
+    pub(crate) fn handshakes(&self, result: HandshakeResult) -> &IntCounter {
+        self.handshakes.get(result)
+    }
+}
+
+/// One certificate.
+pub(crate) struct CertificateMetrics {
+    name: Name,
+    /// Absent until set: zero would say that it expired in 1970 and wake somebody.
+    not_after: OnceLock<IntGauge>,
+    family: IntGaugeVec,
+}
+
+impl CertificateMetrics {
+    fn new(families: &Families, name: &Name) -> Self {
+        Self {
+            name: name.clone(),
+            not_after: OnceLock::new(),
+            family: families.certificate_not_after.clone(),
+        }
+    }
+
+    /// For log lines.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(crate) fn set_not_after(&self, not_after: SystemTime) {
+        self.not_after
+            .get_or_init(|| self.family.with_label_values(&[self.name.as_str()]))
+            .set(unix_seconds(not_after));
+    }
+}
+
+/// One upstream: the connections to it and what goes wrong there.
+pub(crate) struct UpstreamMetrics {
+    pub(crate) traffic: TrafficMetrics,
+    pub(crate) connect_seconds: LazyHistogram,
+    pub(crate) response_head_seconds: LazyHistogram,
+    name: Name,
+    up: IntGauge,
+    open: ByLabel<Protocol, IntGauge>,
+    connects: ByLabel<ConnectResult, IntCounter>,
+    failures: ByLabel<FailureReason, IntCounter>,
+    retries: ByLabel<RetryReason, IntCounter>,
+}
+
+impl UpstreamMetrics {
+    /// `known`: the configuration before this one had it too, so its circuit is what it is.
+    fn new(families: &Families, name: &Name, provider: Provider, known: bool) -> Self {
+        let upstream = name.as_str();
+        families
+            .upstream_info
+            .with_label_values(&[upstream, provider.as_str()])
+            .set(1);
+        let up = families.upstream_up.with_label_values(&[upstream]);
+        if !known {
+            up.set(1);
+        }
+        Self {
+            traffic: TrafficMetrics::new(families, Some(name)),
+            connect_seconds: LazyHistogram::new(&families.upstream_connect_duration, [name.into()]),
+            response_head_seconds: LazyHistogram::new(
+                &families.upstream_response_head,
+                [name.into()],
+            ),
+            name: name.clone(),
+            up,
+            open: ByLabel::new(|protocol: Protocol| {
+                families
+                    .upstream_open_connections
+                    .with_label_values(&[upstream, protocol.as_str()])
+            }),
+            connects: ByLabel::new(|result: ConnectResult| {
+                families
+                    .upstream_connects
+                    .with_label_values(&[upstream, result.as_str()])
+            }),
+            failures: ByLabel::new(|reason: FailureReason| {
+                families
+                    .upstream_failures
+                    .with_label_values(&[upstream, reason.as_str()])
+            }),
+            retries: ByLabel::new(|reason: RetryReason| {
+                families
+                    .upstream_retries
+                    .with_label_values(&[upstream, reason.as_str()])
+            }),
+        }
+    }
+
+    /// For log lines.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    pub(crate) fn set_up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    pub(crate) fn open(&self, protocol: Protocol) -> &IntGauge {
+        self.open.get(protocol)
+    }
+
+    pub(crate) fn connects(&self, result: ConnectResult) -> &IntCounter {
+        self.connects.get(result)
+    }
+
+    pub(crate) fn failures(&self, reason: FailureReason) -> &IntCounter {
+        self.failures.get(reason)
+    }
+
+    pub(crate) fn retries(&self, reason: RetryReason) -> &IntCounter {
+        self.retries.get(reason)
+    }
+}
+
+/// The requests that go to one upstream, or to none.
+pub(crate) struct TrafficMetrics {
+    /// Held up by a `GaugeGuard` for as long as a stream is open.
+    pub(crate) in_flight: IntGauge,
+    pub(crate) request_bytes: IntCounter,
+    pub(crate) response_bytes: IntCounter,
+    /// The longest silence of each stream, once, at its end.
+    pub(crate) stall_seconds: LazyHistogram,
+    upstream: LabelValue,
+    responses: ByLabel<StatusLabel, ByLabel<Source, IntCounter>>,
+    requests_family: IntCounterVec,
+    requests: ByLabel<Operation, ByLabel<Mode, OnceLock<ByLabel<Outcome, IntCounter>>>>,
+    durations: ByLabel<Operation, ByLabel<Streaming, LazyHistogram>>,
+}
+
+impl TrafficMetrics {
+    fn new(families: &Families, name: Option<&Name>) -> Self {
+        let upstream = name.map_or(LabelValue::Static(NONE), LabelValue::from);
+        let text = upstream.as_ref();
+        let bytes = |direction: Direction| {
+            families
+                .body_bytes
+                .with_label_values(&[text, direction.as_str()])
+        };
+        Self {
+            in_flight: families.requests_in_flight.with_label_values(&[text]),
+            request_bytes: bytes(Direction::Request),
+            response_bytes: bytes(Direction::Response),
+            stall_seconds: LazyHistogram::new(&families.stream_stall, [upstream.clone()]),
+            responses: ByLabel::new(|status: StatusLabel| {
+                ByLabel::new(|source: Source| {
+                    families
+                        .responses
+                        .with_label_values(&[text, status.as_str(), source.as_str()])
+                })
+            }),
+            requests_family: families.requests.clone(),
+            requests: ByLabel::new(|_| ByLabel::new(|_| OnceLock::new())),
+            durations: ByLabel::new(|operation: Operation| {
+                ByLabel::new(|streaming: Streaming| {
+                    LazyHistogram::new(
+                        &families.request_duration,
+                        [upstream.clone(), operation.into(), streaming.into()],
+                    )
+                })
+            }),
+            upstream,
+        }
+    }
+
+    /// Counts a request once, when its last byte is gone or it broke. All outcomes of its (operation, mode) appear
+    /// with the first, so that alerts see zeros.
+    pub(crate) fn finished(
+        &self,
+        operation: Operation,
+        mode: Mode,
+        streaming: bool,
+        outcome: Outcome,
+        duration: Duration,
+    ) {
+        self.requests
+            .get(operation)
+            .get(mode)
+            .get_or_init(|| {
+                ByLabel::new(|outcome: Outcome| {
+                    self.requests_family.with_label_values(&[
+                        self.upstream.as_ref(),
+                        operation.as_str(),
+                        mode.as_str(),
+                        outcome.as_str(),
+                    ])
+                })
+            })
+            .get(outcome)
+            .inc();
+        self.durations
+            .get(operation)
+            .get(streaming.into())
+            .observe(duration);
+    }
+
+    /// Counts a response head.
+    pub(crate) fn response(&self, status: u16, source: Source) {
+        self.responses.get(status.into()).get(source).inc();
+    }
+}
+
+/// Raises a gauge until dropped. Owns its handle, so it may outlive a reload.
+#[derive(Debug)]
+pub(crate) struct GaugeGuard {
+    gauge: IntGauge,
+}
+
+impl GaugeGuard {
+    pub(crate) fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self {
+            gauge: gauge.clone(),
+        }
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+/// A histogram of durations that is exported from its first observation on.
+pub(crate) struct LazyHistogram {
+    family: HistogramVec,
+    labels: Box<[LabelValue]>,
+    child: OnceLock<prometheus::Histogram>,
+}
+
+impl LazyHistogram {
+    fn new<const N: usize>(family: &HistogramVec, labels: [LabelValue; N]) -> Self {
+        Self {
+            family: family.clone(),
+            labels: labels.into(),
+            child: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn observe(&self, duration: Duration) {
+        self.child
+            .get_or_init(|| self.family.with_label_values(&self.labels))
+            .observe(duration.as_secs_f64());
+    }
+}
+
+/// One `T` for each value of a label.
+struct ByLabel<L, T> {
+    items: Box<[T]>,
+    label: PhantomData<fn(L)>,
+}
+
+impl<L: Label, T> ByLabel<L, T> {
+    fn new(item: impl FnMut(L) -> T) -> Self {
+        Self {
+            items: L::ALL.iter().copied().map(item).collect(),
+            label: PhantomData,
+        }
+    }
+
+    fn get(&self, label: L) -> &T {
+        // `index` is the place in `ALL`; a test goes through all sets.
+        &self.items[label.index()]
+    }
+}
+
+/// What a label's value is made of: a label enum or a configured name.
+#[derive(Clone, Debug)]
+enum LabelValue {
+    Name(Name),
+    Static(&'static str),
+}
+
+impl AsRef<str> for LabelValue {
+    fn as_ref(&self) -> &str {
+        match self {
+            Self::Name(name) => name.as_str(),
+            Self::Static(text) => text,
+        }
+    }
+}
+
+impl From<&Name> for LabelValue {
+    fn from(name: &Name) -> Self {
+        Self::Name(name.clone())
+    }
+}
+
+impl<L: Label> From<L> for LabelValue {
+    fn from(label: L) -> Self {
+        Self::Static(label.as_str())
+    }
+}
+
+/// Samples how late the runtime's timers are and how many tasks it has, ten times a second, until dropped. Each
+/// worker runs its own; the task gauge is their sum. The tasks of a `LocalSet` are not seen, those of a `LocalRuntime`
+/// are. tokio's timers tick in milliseconds, so a millisecond of lag is rest, not load.
+pub(crate) async fn sample_lag(handles: Arc<Handles>) {
+    let process = handles.process().clone();
+    // The handles of a configuration must not live on here after the next reload.
+    drop(handles);
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let mut tasks = TaskShare {
+        gauge: process.runtime_tasks.clone(),
+        share: 0,
+    };
+    loop {
+        tasks.set(runtime.num_alive_tasks());
+        let due = tokio::time::Instant::now() + LAG_INTERVAL;
+        tokio::time::sleep_until(due).await;
+        process.runtime_lag.observe(due.elapsed());
+    }
+}
+
+/// One worker's part of a gauge that all workers share. Takes its part out again when dropped.
+struct TaskShare {
+    gauge: IntGauge,
+    share: i64,
+}
+
+impl TaskShare {
+    fn set(&mut self, tasks: usize) {
+        let share = i64::try_from(tasks).unwrap_or(i64::MAX);
+        self.gauge.add(share - self.share);
+        self.share = share;
+    }
+}
+
+impl Drop for TaskShare {
+    fn drop(&mut self) {
+        self.gauge.sub(self.share);
+    }
+}
+
+/// The catalogue in code. The help texts are the questions of `docs/metrics.md`; a test compares them.
+struct Families {
+    build_info: IntGaugeVec,
+    ready: IntGauge,
+    draining: IntGauge,
+    config_reloads: IntCounterVec,
+    config_last_reload_successful: IntGauge,
+    config_last_reload_success_timestamp: IntGauge,
+    config_fingerprint: IntGauge,
+    guard_active: IntGaugeVec,
+    guards: IntCounterVec,
+    runtime_workers: IntGauge,
+    runtime_tasks: IntGauge,
+    runtime_lag: HistogramVec,
+
+    open_connections: IntGaugeVec,
+    connections: IntCounterVec,
+    connections_refused: IntCounterVec,
+    handshakes: IntCounterVec,
+    handshake_duration: HistogramVec,
+    certificate_not_after: IntGaugeVec,
+    requests: IntCounterVec,
+    responses: IntCounterVec,
+    requests_in_flight: IntGaugeVec,
+    request_duration: HistogramVec,
+    overhead: HistogramVec,
+    body_bytes: IntCounterVec,
+    stream_stall: HistogramVec,
+
+    upstream_info: IntGaugeVec,
+    upstream_up: IntGaugeVec,
+    upstream_open_connections: IntGaugeVec,
+    upstream_connects: IntCounterVec,
+    upstream_connect_duration: HistogramVec,
+    upstream_response_head: HistogramVec,
+    upstream_failures: IntCounterVec,
+    upstream_retries: IntCounterVec,
+}
+
+impl Families {
+    fn register(registry: &Registry) -> Self {
+        let gauge =
+            |name: &str, help: &str| register(registry, IntGauge::new(name, help).expect(STATIC));
+        let gauges = |name: &str, labels: &[&str], help: &str| {
+            register(
+                registry,
+                IntGaugeVec::new(Opts::new(name, help), labels).expect(STATIC),
+            )
+        };
+        let counters = |name: &str, labels: &[&str], help: &str| {
+            register(
+                registry,
+                IntCounterVec::new(Opts::new(name, help), labels).expect(STATIC),
+            )
+        };
+        let histograms = |name: &str, buckets: &[f64], labels: &[&str], help: &str| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(registry, HistogramVec::new(options, labels).expect(STATIC))
+        };
+        Self {
+            build_info: gauges(
+                "nullhop_build_info",
+                &["version", "revision"],
+                "Which build runs here? Constant 1.",
+            ),
+            ready: gauge("nullhop_ready", "Would readiness say yes?"),
+            draining: gauge("nullhop_draining", "Is it shutting down?"),
+            config_reloads: counters(
+                "nullhop_config_reloads_total",
+                &[ReloadResult::NAME],
+                "Do reloads work?",
+            ),
+            config_last_reload_successful: gauge(
+                "nullhop_config_last_reload_successful",
+                "Is the running configuration the newest one?",
+            ),
+            config_last_reload_success_timestamp: gauge(
+                "nullhop_config_last_reload_success_timestamp_seconds",
+                "Since when?",
+            ),
+            config_fingerprint: gauge(
+                "nullhop_config_fingerprint",
+                "Do all PoPs run the same configuration? 48 bits over the configuration without its secrets.",
+            ),
+            guard_active: gauges(
+                "nullhop_guard_active",
+                &[ProcessGuard::NAME],
+                "Is every retention guard in force?",
+            ),
+            guards: counters(
+                "nullhop_guard_total",
+                &[Guard::NAME],
+                "Which guard against hostile or broken peers acts, and how often?",
+            ),
+            runtime_workers: gauge("nullhop_runtime_workers", "How many runtime threads?"),
+            runtime_tasks: gauge("nullhop_runtime_tasks", "How many live tasks?"),
+            runtime_lag: histograms(
+                "nullhop_runtime_lag_seconds",
+                LAG,
+                &[],
+                "Is the runtime saturated? A timer's lateness, sampled 10 times a second.",
+            ),
+
+            open_connections: gauges(
+                "nullhop_open_connections",
+                &["listener", Protocol::NAME],
+                "How many clients are connected?",
+            ),
+            connections: counters(
+                "nullhop_connections_total",
+                &["listener"],
+                "How fast do they come?",
+            ),
+            connections_refused: counters(
+                "nullhop_connections_refused_total",
+                &["listener", RefusedReason::NAME],
+                "Who is turned away before a request?",
+            ),
+            handshakes: counters(
+                "nullhop_tls_handshakes_total",
+                &["listener", HandshakeResult::NAME],
+                "Do handshakes fail?",
+            ),
+            handshake_duration: histograms(
+                "nullhop_tls_handshake_duration_seconds",
+                CONNECT,
+                &["listener"],
+                "Is TLS slow?",
+            ),
+            certificate_not_after: gauges(
+                "nullhop_tls_certificate_not_after_timestamp_seconds",
+                &["certificate"],
+                "When does it expire?",
+            ),
+            requests: counters(
+                "nullhop_requests_total",
+                &["upstream", Operation::NAME, Mode::NAME, Outcome::NAME],
+                "The SLI. Bad = outcome internal or unavailable.",
+            ),
+            responses: counters(
+                "nullhop_responses_total",
+                &["upstream", StatusLabel::NAME, Source::NAME],
+                "Which status codes, and did we or the provider write them?",
+            ),
+            requests_in_flight: gauges(
+                "nullhop_requests_in_flight",
+                &["upstream"],
+                "How many streams are open?",
+            ),
+            request_duration: histograms(
+                "nullhop_request_duration_seconds",
+                DURATION,
+                &["upstream", Operation::NAME, Streaming::NAME],
+                "How long do calls last, head to last byte?",
+            ),
+            overhead: histograms(
+                "nullhop_overhead_seconds",
+                OVERHEAD,
+                &[Phase::NAME],
+                "What does nullhop itself add? Chunks are sampled 1 in 64.",
+            ),
+            body_bytes: counters(
+                "nullhop_body_bytes_total",
+                &["upstream", Direction::NAME],
+                "How much is relayed?",
+            ),
+            stream_stall: histograms(
+                "nullhop_stream_stall_seconds",
+                STALL,
+                &["upstream"],
+                "The longest silence in each stream.",
+            ),
+
+            upstream_info: gauges(
+                "nullhop_upstream_info",
+                &["upstream", Provider::NAME],
+                "What is behind a name? Constant 1.",
+            ),
+            upstream_up: gauges(
+                "nullhop_upstream_up",
+                &["upstream"],
+                "Is the circuit closed (1) or open (0)?",
+            ),
+            upstream_open_connections: gauges(
+                "nullhop_upstream_open_connections",
+                &["upstream", Protocol::NAME],
+                "Does the pool work?",
+            ),
+            upstream_connects: counters(
+                "nullhop_upstream_connects_total",
+                &["upstream", ConnectResult::NAME],
+                "Can we reach the provider?",
+            ),
+            upstream_connect_duration: histograms(
+                "nullhop_upstream_connect_duration_seconds",
+                CONNECT,
+                &["upstream"],
+                "DNS, TCP and TLS together.",
+            ),
+            upstream_response_head: histograms(
+                "nullhop_upstream_response_head_seconds",
+                DURATION,
+                &["upstream"],
+                "Request sent to response head: the provider's own wait.",
+            ),
+            upstream_failures: counters(
+                "nullhop_upstream_failures_total",
+                &["upstream", FailureReason::NAME],
+                "How do calls break?",
+            ),
+            upstream_retries: counters(
+                "nullhop_upstream_retries_total",
+                &["upstream", RetryReason::NAME],
+                "Retries, possible only until the first body byte is sent (nothing is kept to replay).",
+            ),
+        }
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> C {
+    registry.register(Box::new(family.clone())).expect(STATIC);
+    family
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
+}
+
+/// Names, labels and buckets are constants of this file, and the tests register them all.
+const STATIC: &str = "a constant of the metrics module is wrong";
+
+const LAG_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Set D. Doubling from 10 ms to 11 minutes, as OpenTelemetry's GenAI conventions start.
+const DURATION: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
+    327.68, 655.36,
+];
+
+/// Set O.
+const OVERHEAD: &[f64] = &[
+    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25,
+];
+
+/// Set C.
+const CONNECT: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
+
+/// Set S.
+const STALL: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0];
+
+/// Set L.
+const LAG: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5];
