@@ -1,1 +1,4 @@
 //! nullhop.
+
+pub mod proxy_protocol;
+pub mod tls;
