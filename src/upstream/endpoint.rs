@@ -26,9 +26,9 @@ use super::resolve::Resolver;
 use super::upload::RequestBody;
 use crate::config;
 use crate::config::UpstreamProtocol;
-use crate::telemetry::GaugeGuard;
-use crate::telemetry::Handles;
-use crate::telemetry::UpstreamMetrics;
+use crate::telemetry::metrics::GaugeGuard;
+use crate::telemetry::metrics::Handles;
+use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::labels::ConnectResult;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Protocol;
@@ -236,7 +236,7 @@ impl Endpoint {
         self.paused_until.set(None);
         let metrics = self.metrics();
         metrics.connects(ConnectResult::Ok).inc();
-        metrics.connect_seconds.observe(started.elapsed().as_secs_f64());
+        metrics.connect_seconds.observe(started.elapsed());
         let protocol = if h2 { Protocol::H2 } else { Protocol::H1 };
         let open = Open { _gauge: GaugeGuard::new(metrics.open(protocol)), _permit: permit };
         if h2 {

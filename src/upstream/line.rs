@@ -20,7 +20,7 @@ use crate::clock::TokioTimer;
 use crate::hygiene::io::HyperIo;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
-use crate::telemetry::GaugeGuard;
+use crate::telemetry::metrics::GaugeGuard;
 
 /// hyper's read and write buffers of an h1 connection; what a stalled reader can make us hold.
 const H1_BUFFER_BYTES: usize = 64 << 10;

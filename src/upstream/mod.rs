@@ -27,7 +27,7 @@ use hyper::body::Incoming;
 
 use crate::config;
 use crate::config::UpstreamProtocol;
-use crate::telemetry::Handles;
+use crate::telemetry::metrics::Handles;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::UpstreamId;
@@ -344,7 +344,7 @@ impl Upstream {
             endpoint.sweep();
         }
         let up = self.endpoints.iter().any(|endpoint| endpoint.healthy(now));
-        self.handles.upstream(self.id).up.set(i64::from(up));
+        self.handles.upstream(self.id).set_up(up);
     }
 }
 

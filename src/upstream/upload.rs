@@ -60,8 +60,10 @@ pub(crate) struct Upload {
     touched: Cell<bool>,
     ended: Cell<bool>,
     fault: Cell<Option<UploadFault>>,
-    /// Whoever polled last, to be woken by `cancel`.
+    /// Whoever polled last, to be woken by `fail`.
     waker: RefCell<Option<Waker>>,
+    /// The exchange, to be woken when the body fails in hyper's hands.
+    watcher: RefCell<Option<Waker>>,
     /// Since when the last poll has been waiting for the client.
     waiting_since: Cell<Option<Instant>>,
     /// Time spent waiting for the client, without the wait that is still going on.
@@ -81,6 +83,7 @@ impl Upload {
             ended: Cell::new(ended),
             fault: Cell::new(None),
             waker: RefCell::new(None),
+            watcher: RefCell::new(None),
             waiting_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
             last_byte: Cell::new(Instant::now()),
@@ -116,6 +119,21 @@ impl Upload {
     pub(crate) fn waited_for_client(&self, now: Instant) -> Duration {
         let current = self.waiting_since.get().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         self.waited.get() + current
+    }
+
+    /// Wakes the caller's task when the body fails.
+    pub(crate) fn watch(&self, cx: &mut Context<'_>) {
+        let mut watcher = self.watcher.borrow_mut();
+        if !watcher.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *watcher = Some(cx.waker().clone());
+        }
+    }
+
+    fn failed_inside(&self, fault: UploadFault) {
+        self.fault.set(Some(fault));
+        if let Some(watcher) = self.watcher.borrow_mut().take() {
+            watcher.wake();
+        }
     }
 
     /// Ends the body with `fault`; the upstream's stream is reset by it.
@@ -174,7 +192,7 @@ impl Upload {
                 self.bytes.set(passed);
                 self.last_byte.set(Instant::now());
                 if passed > self.bytes_max {
-                    self.fault.set(Some(UploadFault::TooLarge));
+                    self.failed_inside(UploadFault::TooLarge);
                     return Poll::Ready(Some(Err(UploadFault::TooLarge)));
                 }
                 if body.is_end_stream() {
@@ -183,7 +201,7 @@ impl Upload {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {
-                self.fault.set(Some(UploadFault::ClientGone));
+                self.failed_inside(UploadFault::ClientGone);
                 *slot = None;
                 Poll::Ready(Some(Err(UploadFault::ClientGone)))
             }

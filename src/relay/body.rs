@@ -1,0 +1,230 @@
+//! An answer's body on its way to the client.
+
+use std::cell::Cell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
+use tokio::time::Sleep;
+
+use super::drain_rest;
+use super::tally::Tally;
+use crate::hygiene::Chunk;
+use crate::hygiene::WipedIncoming;
+use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Outcome;
+use crate::upstream::Lease;
+use crate::upstream::Upload;
+
+/// When a stream handed out its last chunk and has not been asked for another since. Seen by
+/// whoever guards the client's side of the stream.
+#[derive(Clone, Default)]
+pub(crate) struct StallMark(Rc<Cell<Option<Instant>>>);
+
+impl StallMark {
+    /// Since when the client has not taken what waits for it.
+    pub(crate) fn stalled_since(&self) -> Option<Instant> {
+        self.0.get()
+    }
+}
+
+/// Why an answer's body was cut. The client's stream is reset by it, never ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BodyFault {
+    /// The upstream broke off.
+    Cut,
+    /// Nothing came for longer than the silence that is allowed.
+    Silent,
+}
+
+impl fmt::Display for BodyFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cut => "the upstream broke off",
+            Self::Silent => "the upstream fell silent",
+        })
+    }
+}
+
+impl std::error::Error for BodyFault {}
+
+/// An answer's body: the upstream's, or a fixed text of ours.
+pub(crate) enum AnswerBody {
+    Relayed(Box<Relayed>),
+    Fixed(Option<Bytes>, Tally),
+}
+
+/// The upstream's body, with everything that must live as long.
+pub(crate) struct Relayed {
+    body: WipedIncoming,
+    /// `None` once the end was reached or the line was given up.
+    lease: Option<Lease>,
+    upload: Rc<Upload>,
+    tally: Tally,
+    stall: StallMark,
+    silence_max: Duration,
+    /// Fires when the silence may have lasted too long; set anew then, not with each chunk.
+    alarm: Pin<Box<Sleep>>,
+    /// What the outcome is if the end is reached.
+    outcome: Outcome,
+    ended: bool,
+}
+
+impl Relayed {
+    pub(super) fn new(
+        body: WipedIncoming,
+        lease: Lease,
+        upload: Rc<Upload>,
+        tally: Tally,
+        stall: StallMark,
+        silence_max: Duration,
+        outcome: Outcome,
+    ) -> Self {
+        let mut this = Self {
+            body,
+            lease: Some(lease),
+            upload,
+            tally,
+            stall,
+            silence_max,
+            alarm: Box::pin(tokio::time::sleep(silence_max)),
+            outcome,
+            ended: false,
+        };
+        if this.body.is_end_stream() {
+            this.end();
+        }
+        this
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+        self.stall.0.set(None);
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            // Driving the line here and not in a task of its own makes a chunk's way one wake-up,
+            // and lets chunks that arrived together leave together.
+            let over = self.lease.as_mut().is_none_or(|lease| lease.drive(cx).is_ready());
+            polled = Pin::new(&mut self.body).poll_frame(cx);
+            if over && polled.is_pending() {
+                // The line is gone and the body does not know how it ends: not well.
+                self.failed(FailureReason::Truncated, Outcome::UpstreamCut);
+                return Poll::Ready(Some(Err(BodyFault::Cut)));
+            }
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let now = Instant::now();
+                self.tally.passed(frame.data_ref().map_or(0, |data| data.as_slice().len()), now);
+                self.stall.0.set(Some(now));
+                if frame.is_trailers() || self.body.is_end_stream() {
+                    self.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let reason = if crate::upstream::h2_error(&error).is_some_and(h2::Error::is_reset) {
+                    FailureReason::Reset
+                } else {
+                    FailureReason::Truncated
+                };
+                self.failed(reason, Outcome::UpstreamCut);
+                Poll::Ready(Some(Err(BodyFault::Cut)))
+            }
+            Poll::Ready(None) => {
+                self.end();
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.poll_silence(cx),
+        }
+    }
+
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+        while self.alarm.as_mut().poll(cx).is_ready() {
+            let last = self.tally.last_byte().max(self.upload.last_byte());
+            if last.elapsed() >= self.silence_max {
+                self.failed(FailureReason::IdleTimeout, Outcome::UpstreamTimeout);
+                return Poll::Ready(Some(Err(BodyFault::Silent)));
+            }
+            self.alarm.as_mut().reset((last + self.silence_max).into());
+        }
+        Poll::Pending
+    }
+
+    fn failed(&mut self, reason: FailureReason, outcome: Outcome) {
+        self.ended = true;
+        self.lease = None;
+        if let Some(upstream) = self.tally.upstream() {
+            self.tally.handles().upstream(upstream).failures(reason).inc();
+        }
+        self.tally.settle(outcome);
+        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.tally.settle(self.outcome);
+        let Some(lease) = self.lease.take() else { return };
+        if self.upload.ended() {
+            lease.give_back();
+        } else {
+            // The upstream answered before it had read everything. The line cannot be used again;
+            // the client may go on sending, so that it gets to read its answer.
+            drop(lease);
+            drain_rest(self.upload.take_rest());
+        }
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        // An upload of an h2 exchange runs in a task of hyper's; this ends it.
+        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+    }
+}
+
+impl AnswerBody {
+    /// A text of ours.
+    pub(crate) fn fixed(text: Bytes, tally: Tally) -> Self {
+        Self::Fixed(Some(text).filter(|text| !text.is_empty()), tally)
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Chunk;
+    type Error = BodyFault;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+        match self.get_mut() {
+            Self::Relayed(relayed) => relayed.poll_frame(cx),
+            Self::Fixed(text, _) => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::own(text))))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Relayed(relayed) => relayed.ended,
+            Self::Fixed(text, _) => text.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Relayed(relayed) => relayed.body.size_hint(),
+            Self::Fixed(text, _) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        }
+    }
+}

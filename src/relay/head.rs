@@ -1,0 +1,207 @@
+//! Heads on their way through: what is taken off, what is set. The table is `docs/headers.md`.
+
+use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
+use http::header;
+
+use crate::config::Privacy;
+
+/// What happens to a request header by its name alone.
+#[derive(PartialEq, Eq)]
+enum Fate {
+    Keep,
+    /// Hop by hop, or set anew by us or hyper (RFC 9110 section 7.6.1).
+    Ours,
+    /// Tells where the client or its network is, or ties its requests together.
+    Address,
+    /// Tells what machine the client runs on.
+    Device,
+    /// Tells sessions, threads, installations and applications apart.
+    Session,
+}
+
+fn request_fate(name: &str) -> Fate {
+    match name {
+        "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization"
+        | "transfer-encoding" | "upgrade" | "http2-settings" | "trailer" | "te" | "expect" | "host"
+        | "content-length" | "accept-encoding" => Fate::Ours,
+        "cookie" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" | "x-forwarded-port"
+        | "x-forwarded-server" | "forwarded" | "x-real-ip" | "x-client-ip" | "x-cluster-client-ip"
+        | "true-client-ip" | "fastly-client-ip" | "fly-client-ip" | "via" | "traceparent" | "tracestate" | "baggage"
+        | "x-request-start" | "x-amzn-trace-id" | "x-cloud-trace-context" | "x-b3-traceid" | "x-b3-spanid"
+        | "x-b3-parentspanid" | "x-b3-sampled" | "b3" | "accept-language" | "origin" | "referer" | "dnt"
+        | "x-gemini-api-privileged-user-id" => Fate::Address,
+        "x-stainless-os" | "x-stainless-arch" | "x-stainless-runtime" | "x-stainless-runtime-version" => Fate::Device,
+        "session-id" | "session_id" | "thread-id" | "conversation-id" | "conversation_id" | "x-client-request-id"
+        | "x-codex-window-id" | "x-codex-turn-metadata" | "x-codex-installation-id" | "http-referer" | "x-title"
+        | "x-openrouter-title" | "x-openrouter-categories" | "anthropic-workspace-id" | "anthropic-user-profile-id"
+        | "user-agent" | "x-goog-api-client" => Fate::Session,
+        _ if name.starts_with("cf-") || name.starts_with("sec-fetch-") || name.starts_with("sec-ch-") => Fate::Address,
+        _ if name.starts_with("sec-websocket-") => Fate::Ours,
+        _ if name.starts_with("x-claude-code-") => Fate::Session,
+        _ => Fate::Keep,
+    }
+}
+
+/// Whether a response header reaches the client.
+fn response_passes(name: &str) -> bool {
+    !matches!(
+        name,
+        "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "transfer-encoding" | "upgrade"
+            | "te" | "set-cookie" | "set-cookie2" | "alt-svc" | "nel" | "report-to" | "reporting-endpoints"
+    ) && !name.starts_with("sec-websocket-")
+}
+
+/// A `Connection` header may not take these off: without them the request would be another one.
+fn protected(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization" | "x-api-key" | "x-goog-api-key" | "api-key" | "host" | "content-type" | "content-length"
+            | "content-encoding" | "accept" | "anthropic-version" | "anthropic-beta" | "openai-beta"
+            | "openai-organization" | "openai-project" | "idempotency-key" | "cache-control"
+    )
+}
+
+/// The request headers that go to the upstream. `empty_body`: announce a length of zero where the
+/// method makes servers expect a body.
+pub(super) fn request_headers(headers: HeaderMap, privacy: Privacy, empty_body: bool) -> HeaderMap {
+    let listed = listed_in_connection(&headers);
+    let trailers_welcome = headers.get_all(header::TE).iter().any(|value| {
+        value.to_str().is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
+    });
+    let announced_zero = empty_body && headers.contains_key(header::CONTENT_LENGTH);
+    let mut kept = HeaderMap::with_capacity(headers.len() + 2);
+    let mut last: Option<HeaderName> = None;
+    let mut keep = false;
+    for (name, value) in headers {
+        if let Some(name) = name {
+            keep = match request_fate(name.as_str()) {
+                Fate::Keep => !listed.contains(&name) || protected(name.as_str()),
+                Fate::Ours | Fate::Address => false,
+                Fate::Device => privacy < Privacy::Device,
+                Fate::Session => privacy < Privacy::Session,
+            };
+            last = Some(name);
+        }
+        // The map gives a name once for all of its values.
+        if keep && let Some(name) = &last {
+            kept.append(name, value);
+        }
+    }
+    // Encoded answers stream in bursts, and the meter would have to decode them (WIRE section 9).
+    kept.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if trailers_welcome {
+        kept.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if announced_zero {
+        kept.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    if privacy >= Privacy::Session {
+        kept.insert(header::USER_AGENT, HeaderValue::from_static("nullhop"));
+    }
+    kept
+}
+
+/// The answer's headers that go to the client.
+pub(super) fn response_headers(headers: HeaderMap) -> HeaderMap {
+    let listed = listed_in_connection(&headers);
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    let mut last: Option<HeaderName> = None;
+    let mut keep = false;
+    for (name, value) in headers {
+        if let Some(name) = name {
+            keep = response_passes(name.as_str()) && (!listed.contains(&name) || protected(name.as_str()));
+            last = Some(name);
+        }
+        if keep && let Some(name) = &last {
+            kept.append(name, value);
+        }
+    }
+    kept
+}
+
+/// The names that a `Connection` header declares to be for this hop only.
+fn listed_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn hop_by_hop_and_listed_names_stay_here() {
+        let headers = map(&[
+            ("connection", "keep-alive, x-hop, authorization"),
+            ("keep-alive", "timeout=5"),
+            ("x-hop", "1"),
+            ("authorization", "Bearer k"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("accept-encoding", "gzip, br"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("cookie", "a=b"),
+            ("x-stainless-os", "Linux"),
+            ("x-stainless-lang", "python"),
+            ("user-agent", "sdk"),
+            ("x-custom", "a"),
+            ("x-custom", "b"),
+            ("te", "trailers"),
+        ]);
+        let kept = request_headers(headers, Privacy::Device, false);
+        let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept-encoding", "authorization", "te", "user-agent", "x-custom", "x-stainless-lang"]);
+        assert_eq!(kept["accept-encoding"], "identity");
+        assert_eq!(kept.get_all("x-custom").iter().count(), 2);
+    }
+
+    #[test]
+    fn privacy_levels_include_each_other() {
+        let headers = || map(&[("x-stainless-os", "Linux"), ("session-id", "s"), ("user-agent", "codex"), ("via", "x")]);
+        let names = |privacy| {
+            let kept = request_headers(headers(), privacy, false);
+            let mut names: Vec<_> = kept.keys().map(|name| name.as_str().to_owned()).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(names(Privacy::Address), ["accept-encoding", "session-id", "user-agent", "x-stainless-os"]);
+        assert_eq!(names(Privacy::Device), ["accept-encoding", "session-id", "user-agent"]);
+        assert_eq!(names(Privacy::Session), ["accept-encoding", "user-agent"]);
+        assert_eq!(request_headers(headers(), Privacy::Session, false)["user-agent"], "nullhop");
+    }
+
+    #[test]
+    fn answers_keep_what_sdks_read() {
+        let kept = response_headers(map(&[
+            ("set-cookie", "__cf_bm=1"),
+            ("set-cookie", "b=2"),
+            ("alt-svc", "h3"),
+            ("x-request-id", "r"),
+            ("request-id", "r"),
+            ("retry-after", "1"),
+            ("x-should-retry", "false"),
+            ("content-type", "text/event-stream"),
+            ("trailer", "x-checksum"),
+            ("cf-ray", "1"),
+        ]));
+        let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["cf-ray", "content-type", "request-id", "retry-after", "trailer", "x-request-id", "x-should-retry"]);
+    }
+}

@@ -1,0 +1,255 @@
+//! One exchange, straight through: head rewritten, request body out, answer back.
+//!
+//! Before the answer's head is known a fault becomes a [`Refusal`]; afterwards it can only cut the
+//! stream. [`exchange`] is the whole of it; `body` carries the answer, `websocket` what follows a 101.
+
+mod body;
+mod head;
+mod tally;
+mod websocket;
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use std::time::Instant;
+
+use http::Request;
+use http::Response;
+use http::StatusCode;
+use http_body::Body;
+use hyper::body::Incoming;
+
+use crate::admission::Permit;
+use crate::admission::Refusal;
+use crate::config;
+use crate::hygiene::WipedIncoming;
+use crate::provider::Operation;
+use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Source;
+use crate::upstream::Answer;
+use crate::upstream::RequestHead;
+use crate::upstream::SendFault;
+use crate::upstream::Upload;
+use crate::upstream::UploadFault;
+use crate::upstream::Upstream;
+
+pub(crate) use body::AnswerBody;
+use body::Relayed;
+pub(crate) use body::StallMark;
+pub(crate) use tally::Tally;
+pub(crate) use websocket::Peer;
+pub(crate) use websocket::upgrade;
+
+/// A client that still sends when its answer is ready may go on for this long and this much, so
+/// that it comes to reading it. Closing at once would reset the connection, answer and all.
+const REST_TIME: Duration = Duration::from_secs(20);
+const REST_BYTES: u64 = 64 << 20;
+
+/// What an exchange needs to know beside the request.
+pub(crate) struct Way {
+    pub(crate) upstream: Rc<Upstream>,
+    pub(crate) config: Arc<config::Config>,
+    /// Place of the upstream in the configuration.
+    pub(crate) place: usize,
+    pub(crate) operation: Operation,
+    /// Path and query at the upstream.
+    pub(crate) path: String,
+    pub(crate) permit: Permit,
+    pub(crate) tally: Tally,
+    pub(crate) stall: StallMark,
+}
+
+/// An exchange that got no answer's head: what to say, the account, and what is left of the body.
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    pub(crate) tally: Tally,
+}
+
+impl Way {
+    fn upstream_config(&self) -> &config::Upstream {
+        &self.config.upstreams[self.place]
+    }
+
+    fn body_bytes_max(&self) -> u64 {
+        let limits = &self.config.limits;
+        let default = if self.operation.uploads() { limits.upload_bytes } else { limits.body_bytes };
+        self.upstream_config().body_bytes.unwrap_or(default)
+    }
+}
+
+/// Relays one request and returns its answer, whose body goes on relaying.
+///
+/// # Errors
+/// When there is no head of an answer to pass on.
+pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result<Response<AnswerBody>, Refused> {
+    let bytes_max = way.body_bytes_max();
+    let (parts, body) = request.into_parts();
+    let body = WipedIncoming::new(body);
+    if body.size_hint().lower() > bytes_max {
+        way.tally.handles().guard(Guard::BodyTooLarge).inc();
+        drain_rest(Some(body));
+        return Err(Refused { refusal: Refusal::BodyTooLarge, tally: way.tally });
+    }
+    let empty = body.is_end_stream();
+    let upload = Upload::new(body, bytes_max);
+    way.tally.uploading(upload.clone());
+    let head = RequestHead {
+        method: parts.method,
+        path: std::mem::take(&mut way.path),
+        headers: head::request_headers(parts.headers, way.upstream_config().privacy, empty),
+    };
+    let sent = Instant::now();
+    match await_head(&way, &head, &upload).await {
+        Ok(answer) => {
+            let metrics = way.tally.handles().upstream(way.upstream.id);
+            metrics.response_head_seconds.observe(sent.elapsed());
+            Ok(pass_on(answer, upload, way))
+        }
+        Err(refusal) => {
+            drain_rest(upload.take_rest());
+            Err(Refused { refusal, tally: way.tally })
+        }
+    }
+}
+
+/// Sends the request and waits for the head of its answer, with an eye on the upload and the clock.
+async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, Refusal> {
+    let limits = &way.config.limits;
+    let head_timeout = way.upstream_config().head_timeout;
+    let metrics = way.tally.handles().upstream(way.upstream.id);
+    let mut send = std::pin::pin!(way.upstream.send(head, upload, way.permit.tenant));
+    let started = Instant::now();
+    let mut rate = RateWatch::new(started, limits.body_grace, limits.body_rate_min);
+    let mut alarm = std::pin::pin!(tokio::time::sleep(head_timeout.min(limits.body_grace)));
+    let answer = std::future::poll_fn(|cx| {
+        upload.watch(cx);
+        if let Poll::Ready(answer) = send.as_mut().poll(cx) {
+            return Poll::Ready(answer.map_err(|fault| refusal_of(fault, upload)));
+        }
+        if upload.fault().is_some() {
+            return Poll::Ready(Err(refusal_of(SendFault::Upload, upload)));
+        }
+        while alarm.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if !upload.ended() && rate.too_slow(upload, now) {
+                upload.fail(UploadFault::TooSlow);
+                return Poll::Ready(Err(Refusal::BodyTooSlow));
+            }
+            let deadline = upload.last_byte().max(started) + head_timeout;
+            if deadline <= now {
+                metrics.failures(FailureReason::HeadTimeout).inc();
+                return Poll::Ready(Err(Refusal::UpstreamTimeout));
+            }
+            let next = if upload.ended() { deadline } else { deadline.min(now + limits.body_grace) };
+            alarm.as_mut().reset(next.into());
+        }
+        Poll::Pending
+    })
+    .await;
+    if let Err(refusal) = &answer {
+        let guard = match refusal {
+            Refusal::BodyTooLarge => Some(Guard::BodyTooLarge),
+            Refusal::BodyTooSlow => Some(Guard::BodyTooSlow),
+            Refusal::UpstreamProtocol => Some(Guard::UpstreamBadAnswer),
+            _ => None,
+        };
+        if let Some(guard) = guard {
+            way.tally.handles().guard(guard).inc();
+        }
+    }
+    answer
+}
+
+fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
+    match (fault, upload.fault()) {
+        (_, Some(UploadFault::TooLarge)) => Refusal::BodyTooLarge,
+        (_, Some(UploadFault::TooSlow)) => Refusal::BodyTooSlow,
+        (_, Some(UploadFault::ClientGone)) => Refusal::ClientGone,
+        (SendFault::Crowded, _) => Refusal::Overloaded,
+        (SendFault::Protocol, _) => Refusal::UpstreamProtocol,
+        (SendFault::Connect | SendFault::Reset | SendFault::Upload, _) => Refusal::UpstreamUnreachable,
+    }
+}
+
+fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerBody> {
+    let Answer { response, lease } = answer;
+    let (mut parts, body) = response.into_parts();
+    parts.headers = head::response_headers(parts.headers);
+    parts.version = http::Version::HTTP_11;
+    parts.extensions.clear();
+    let streaming = parts
+        .headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream") || value.as_bytes().starts_with(b"application/vnd.amazon.eventstream"));
+    way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
+    let outcome = outcome_of(parts.status);
+    let silence_max = way.upstream_config().silence_timeout;
+    let relayed =
+        Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
+    Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))
+}
+
+/// What an answer that ends well counts as.
+fn outcome_of(status: StatusCode) -> Outcome {
+    match status.as_u16() {
+        429 | 529 => Outcome::UpstreamLimited,
+        400..=499 => Outcome::UpstreamRejected,
+        500..=599 => Outcome::UpstreamError,
+        _ => Outcome::Ok,
+    }
+}
+
+/// Reads and clears what a client still sends, within bounds, beside everything else.
+pub(crate) fn drain_rest(rest: Option<WipedIncoming>) {
+    let Some(mut rest) = rest else { return };
+    if rest.is_end_stream() {
+        return;
+    }
+    tokio::task::spawn_local(async move {
+        let mut left = REST_BYTES;
+        let _ = tokio::time::timeout(REST_TIME, async {
+            while let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut rest).poll_frame(cx)).await {
+                let bytes = frame.data_ref().map_or(0, |data| data.as_slice().len() as u64);
+                let Some(rest) = left.checked_sub(bytes) else { return };
+                left = rest;
+            }
+        })
+        .await;
+    });
+}
+
+/// Whether a client that sends too little per second is to blame for it.
+struct RateWatch {
+    window: Duration,
+    bytes_per_second_min: u64,
+    since: Instant,
+    bytes: u64,
+    waited: Duration,
+}
+
+impl RateWatch {
+    fn new(now: Instant, window: Duration, bytes_per_second_min: u64) -> Self {
+        Self { window, bytes_per_second_min, since: now, bytes: 0, waited: Duration::ZERO }
+    }
+
+    /// Looks at the window that ends now, if it is over, and starts the next.
+    fn too_slow(&mut self, upload: &Upload, now: Instant) -> bool {
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed < self.window || self.bytes_per_second_min == 0 {
+            return false;
+        }
+        let waited = upload.waited_for_client(now);
+        // An upstream that does not read makes the client slow as well; that is not its fault.
+        let clients_fault = waited.saturating_sub(self.waited) * 10 >= elapsed * 9;
+        let bytes = upload.bytes() - self.bytes;
+        let slow = clients_fault && bytes < self.bytes_per_second_min.saturating_mul(elapsed.as_secs());
+        self.since = now;
+        self.bytes = upload.bytes();
+        self.waited = waited;
+        slow
+    }
+}
