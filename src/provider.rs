@@ -1,7 +1,7 @@
 //! The providers and the operations of their APIs, as closed sets.
 
 /// Whose API an upstream speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provider {
     Openai,
     Anthropic,
@@ -37,7 +37,7 @@ impl Provider {
 }
 
 /// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     ChatCompletions,
     Responses,
