@@ -59,7 +59,8 @@ impl std::error::Error for BodyFault {}
 /// An answer's body: the upstream's, or a fixed text of ours.
 pub(crate) enum AnswerBody {
     Relayed(Box<Relayed>),
-    Fixed(Option<Bytes>, Tally),
+    /// The account is that of the exchange, closed when the text is out; `None` if it went elsewhere.
+    Fixed(Option<Bytes>, #[expect(dead_code, reason = "held for its drop")] Option<Tally>),
 }
 
 /// The upstream's body, with everything that must live as long.
@@ -196,7 +197,12 @@ impl Drop for Relayed {
 impl AnswerBody {
     /// A text of ours.
     pub(crate) fn fixed(text: Bytes, tally: Tally) -> Self {
-        Self::Fixed(Some(text).filter(|text| !text.is_empty()), tally)
+        Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(tally))
+    }
+
+    /// Nothing, on behalf of nobody.
+    pub(crate) fn empty() -> Self {
+        Self::Fixed(None, None)
     }
 }
 

@@ -15,7 +15,6 @@ use std::time::Instant;
 use aws_lc_rs::digest;
 use aws_lc_rs::rand::SecureRandom;
 use aws_lc_rs::rand::SystemRandom;
-use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -173,13 +172,12 @@ pub(crate) async fn upgrade(mut request: Request<Incoming>, mut way: Way, peer: 
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
     };
     let silence_max = way.upstream_config().silence_timeout;
-    let answer_tally = Tally::silent(way.tally.handles().clone());
     let tally = way.tally;
     tokio::task::spawn_local(async move {
         let Ok(client) = client_side.await else { return };
         Tunnel::new(client, switched, tally, peer, silence_max).run().await;
     });
-    Ok(response.map(|()| AnswerBody::fixed(Bytes::new(), answer_tally)))
+    Ok(response.map(|()| AnswerBody::empty()))
 }
 
 /// 16 random bytes in base64 (RFC 6455 section 4.1).
@@ -453,14 +451,33 @@ impl Tunnel {
         if up.is_ready() && !self.up.walker.closed && !self.down.walker.closed {
             return Poll::Ready(Outcome::ClientAbort);
         }
+        if self.closing_since.is_some() && up.is_ready() && down.is_ready() {
+            // Our close is out. What the client still sends is read and cleared, so that closing
+            // does not reset the connection before it has seen the frame.
+            return self.poll_client_end(cx);
+        }
         if (up.is_ready() && down.is_ready()) || (down.is_ready() && self.closing_since.is_none() && self.up.walker.closed) {
             return Poll::Ready(Outcome::Ok);
         }
         Poll::Pending
     }
 
+    fn poll_client_end(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            let mut buffer = ReadBuf::new(&mut self.up.buffer);
+            let polled = Pin::new(&mut self.client).poll_read(cx, buffer.unfilled());
+            let read = buffer.filled().len();
+            wipe(&mut self.up.buffer[..read]);
+            match polled {
+                Poll::Ready(Ok(())) if read > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(Outcome::Ok),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
     fn broken(&self, by_client: bool) -> Outcome {
-        if self.up.walker.closed && self.down.walker.closed {
+        if self.up.walker.closed && (self.down.walker.closed || by_client) {
             Outcome::Ok
         } else if by_client {
             Outcome::ClientAbort
@@ -496,7 +513,6 @@ impl Tunnel {
             {
                 self.down.inject(&CLOSE_1012);
                 self.up.inject(&CLOSE_1001_MASKED);
-                // The client's own close is still read, by hyper's end of the connection.
                 self.closing_since = Some(now);
                 None
             }

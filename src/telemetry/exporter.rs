@@ -56,9 +56,10 @@ use crate::telemetry::metrics::Metrics;
 pub(crate) struct BearerToken(Zeroizing<Box<[u8]>>);
 
 impl BearerToken {
-    /// None for an empty token or one that cannot be sent in a header.
-    pub(crate) fn new(token: Zeroizing<Box<[u8]>>) -> Option<Self> {
-        (!token.is_empty() && token.iter().all(u8::is_ascii_graphic)).then_some(Self(token))
+    /// None for an empty token or one that cannot be sent in a header. The copy is the token's only one here.
+    pub(crate) fn new(token: &[u8]) -> Option<Self> {
+        (!token.is_empty() && token.iter().all(u8::is_ascii_graphic))
+            .then(|| Self(Zeroizing::new(token.into())))
     }
 
     /// Exactly one `authorization: Bearer <token>`.
@@ -76,6 +77,15 @@ impl BearerToken {
 
 /// Serves until dropped; open connections end with it. Needs a `LocalSet` or a `LocalRuntime` around it.
 pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, auth: Option<BearerToken>) {
+    serve_within(listener, metrics, auth, DEADLINES).await;
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    auth: Option<BearerToken>,
+    deadlines: Deadlines,
+) {
     let address = listener
         .local_addr()
         .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
@@ -90,7 +100,12 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, auth: Op
         }
         match listener.accept().await {
             Ok((stream, _)) => {
-                connections.spawn_local(connection(stream, metrics.clone(), auth.clone()));
+                connections.spawn_local(connection(
+                    stream,
+                    metrics.clone(),
+                    auth.clone(),
+                    deadlines,
+                ));
             }
             Err(error) => {
                 let error = IoFault::from(&error);
@@ -106,7 +121,22 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, auth: Op
     }
 }
 
-async fn connection(stream: TcpStream, metrics: Arc<Metrics>, auth: Option<Rc<BearerToken>>) {
+/// How long a peer may keep one of the places.
+#[derive(Clone, Copy)]
+struct Deadlines {
+    /// Also ends a connection that idles between two scrapes; scrapers come back with a new one.
+    head: Duration,
+    /// The end of a peer that sends requests but does not read answers, once the grace is over too.
+    age: Duration,
+    grace: Duration,
+}
+
+async fn connection(
+    stream: TcpStream,
+    metrics: Arc<Metrics>,
+    auth: Option<Rc<BearerToken>>,
+    deadlines: Deadlines,
+) {
     let service = service_fn(|request: Request<Incoming>| {
         ready(Ok::<_, Infallible>(answer(
             request.method(),
@@ -119,18 +149,15 @@ async fn connection(stream: TcpStream, metrics: Arc<Metrics>, auth: Option<Rc<Be
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer)
-            .header_read_timeout(HEADER_READ_TIMEOUT)
+            .header_read_timeout(deadlines.head)
             .max_headers(HEADERS_MAX)
             .max_buf_size(BUFFER_BYTES_MAX)
             .serve_connection(PlainIo(stream), service)
     );
     // An error here is a scraper that left or one that does not speak HTTP. Neither is worth a line.
-    if timeout(CONNECTION_AGE_MAX, connection.as_mut())
-        .await
-        .is_err()
-    {
+    if timeout(deadlines.age, connection.as_mut()).await.is_err() {
         connection.as_mut().graceful_shutdown();
-        let _ = timeout(CONNECTION_GRACE, connection).await;
+        let _ = timeout(deadlines.grace, connection).await;
     }
 }
 
@@ -276,12 +303,11 @@ const SCHEME: &[u8] = b"Bearer ";
 /// Far more than the scrapers of one machine, far fewer than its descriptors.
 const CONNECTIONS_MAX: usize = 64;
 
-/// Also ends a connection that idles between two scrapes; scrapers come back with a new one.
-const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The end of a peer that sends requests but does not read answers: after this and the grace its place is free.
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
-const CONNECTION_GRACE: Duration = Duration::from_secs(10);
+const DEADLINES: Deadlines = Deadlines {
+    head: Duration::from_secs(5),
+    age: Duration::from_secs(60),
+    grace: Duration::from_secs(10),
+};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -289,3 +315,187 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const HEADERS_MAX: usize = 64;
 const BUFFER_BYTES_MAX: usize = 8 << 10;
 const READ_BYTES: usize = 2 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::runtime::Builder;
+    use tokio::runtime::LocalOptions;
+    use tokio::task::spawn_local;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const SHORT: Deadlines = Deadlines {
+        head: Duration::from_millis(300),
+        age: Duration::from_millis(600),
+        grace: Duration::from_millis(200),
+    };
+
+    fn with_exporter<F: Future<Output = ()>>(
+        token: Option<&[u8]>,
+        deadlines: Deadlines,
+        test: impl FnOnce(SocketAddr) -> F,
+    ) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let auth = token.map(|token| BearerToken::new(token).unwrap());
+            let server = spawn_local(serve_within(
+                listener,
+                Arc::new(Metrics::new(None)),
+                auth,
+                deadlines,
+            ));
+            timeout(Duration::from_secs(30), test(address))
+                .await
+                .unwrap();
+            assert!(!server.is_finished());
+        });
+    }
+
+    /// Sends a request that asks for the connection's end, gives back the head in lower case and the body.
+    async fn exchange(address: SocketAddr, line: &str, headers: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("{line} HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_ascii_lowercase(), body.to_owned())
+    }
+
+    #[test]
+    fn a_scrape_is_answered() {
+        with_exporter(None, DEADLINES, |address| async move {
+            let (head, body) =
+                exchange(address, "GET /metrics", "origin: https://page.example\r\n").await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+            assert!(
+                head.contains("content-type: text/plain; version=0.0.4"),
+                "{head}"
+            );
+            assert!(!head.contains("access-control"), "{head}");
+            assert!(body.contains("\nnullhop_build_info{"), "{body}");
+
+            let (head, body) = exchange(address, "HEAD /metrics", "").await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+            assert!(
+                head.contains("content-length: ") && !head.contains("content-length: 0"),
+                "{head}"
+            );
+            assert_eq!(body, "");
+        });
+    }
+
+    #[test]
+    fn the_rest_is_refused() {
+        with_exporter(None, DEADLINES, |address| async move {
+            for line in [
+                "GET /",
+                "GET /metrics/",
+                "GET //metrics",
+                "POST /other",
+                "GET /%6detrics",
+            ] {
+                let (head, body) = exchange(address, line, "").await;
+                assert!(head.starts_with("http/1.1 404 "), "{line}: {head}");
+                assert_eq!(body, "");
+            }
+            for line in ["POST /metrics", "OPTIONS /metrics", "DELETE /metrics"] {
+                let (head, _) = exchange(address, line, "").await;
+                assert!(head.starts_with("http/1.1 405 "), "{line}: {head}");
+                assert!(head.contains("allow: get, head"), "{head}");
+                assert!(!head.contains("access-control"), "{head}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_token_is_asked_for() {
+        with_exporter(
+            Some(b"t0ken-of-the-scraper"),
+            DEADLINES,
+            |address| async move {
+                for (headers, status) in [
+                    ("", 401),
+                    ("authorization: Bearer\r\n", 401),
+                    ("authorization: Bearer \r\n", 401),
+                    ("authorization: Bearer t0ken-of-the-scrapes\r\n", 401),
+                    ("authorization: Bearer t0ken-of-the-scrape\r\n", 401),
+                    ("authorization: Bearer t0ken-of-the-scraperr\r\n", 401),
+                    ("authorization: Basic t0ken-of-the-scraper\r\n", 401),
+                    (
+                        "authorization: Bearer t0ken-of-the-scraper\r\nauthorization: Bearer x\r\n",
+                        401,
+                    ),
+                    ("authorization: Bearer t0ken-of-the-scraper\r\n", 200),
+                    ("authorization: bearer t0ken-of-the-scraper\r\n", 200),
+                ] {
+                    let (head, body) = exchange(address, "GET /metrics", headers).await;
+                    assert!(
+                        head.starts_with(&format!("http/1.1 {status} ")),
+                        "{headers:?}: {head}"
+                    );
+                    assert_eq!(status == 401, body.is_empty());
+                    assert_eq!(status == 401, head.contains("www-authenticate: bearer"));
+                }
+                // Without a token not even the paths are told.
+                let (head, _) = exchange(address, "GET /", "").await;
+                assert!(head.starts_with("http/1.1 401 "), "{head}");
+            },
+        );
+    }
+
+    #[test]
+    fn tokens_that_cannot_be_sent_are_refused() {
+        for token in [&b""[..], b"two words", b"line\n", b"\xff"] {
+            assert!(BearerToken::new(token).is_none());
+        }
+    }
+
+    #[test]
+    fn places_are_limited_and_come_back() {
+        with_exporter(None, SHORT, |address| async move {
+            let started = Instant::now();
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS_MAX {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream
+                    .write_all(b"GET /metrics HTTP/1.1\r\nho")
+                    .await
+                    .unwrap();
+                silent.push(stream);
+            }
+            // The next one waits for the deadline of the silent ones.
+            let (head, _) = exchange(address, "GET /metrics", "").await;
+            assert!(head.starts_with("http/1.1 200 "), "{head}");
+            assert!(started.elapsed() >= SHORT.head, "{:?}", started.elapsed());
+        });
+    }
+
+    #[test]
+    fn a_peer_that_does_not_read_is_cut() {
+        with_exporter(None, SHORT, |address| async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let started = Instant::now();
+            let requests = b"GET /metrics HTTP/1.1\r\nhost: metrics\r\n\r\n".repeat(100);
+            // Ends when the other side does, with a reset for all that was not read.
+            while stream.write_all(&requests).await.is_ok() {}
+            assert!(started.elapsed() >= SHORT.age, "{:?}", started.elapsed());
+            assert!(
+                started.elapsed() < Duration::from_secs(10),
+                "{:?}",
+                started.elapsed()
+            );
+        });
+    }
+}

@@ -337,24 +337,23 @@ pub(crate) struct ListenerId(pub(crate) u16);
 pub(crate) struct CertificateId(pub(crate) u16);
 
 /// A name that an operator gave to a part of the configuration. The only text in metrics and log lines that is not
-/// compiled in, so it is made in one place: a test holds that only the configuration calls `from_configuration`.
+/// compiled in, so there is one door to it: `Names::new`, at the load of a configuration. Everybody else gets names
+/// from the `Handles`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Name(Arc<str>);
 
 impl Name {
-    /// Takes `^[a-z][a-z0-9_-]{0,63}$` except `none` and `other`, which stand for "not one of the configured ones".
-    pub(crate) fn from_configuration(text: &str) -> Result<Self, InvalidName> {
+    /// Takes `^[a-z][a-z0-9_-]{0,63}$` except `none`, which stands for the upstream not chosen yet.
+    pub(super) fn new(text: &str) -> Result<Self, InvalidName> {
         let (Some(first), true) = (text.bytes().next(), text.len() <= NAME_BYTES_MAX) else {
             return Err(InvalidName::Length);
         };
-        if !first.is_ascii_lowercase()
-            || !text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
-        {
+        let is_plain =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+        if !first.is_ascii_lowercase() || !text.bytes().all(is_plain) {
             return Err(InvalidName::Letters);
         }
-        if text == NONE || text == "other" {
+        if text == NONE {
             return Err(InvalidName::Reserved);
         }
         Ok(Self(text.into()))
@@ -378,7 +377,7 @@ pub(crate) enum InvalidName {
     Length,
     /// Something else than `a-z`, `0-9`, `_` and `-`, or the first is not a letter.
     Letters,
-    /// `none` and `other` are taken.
+    /// `none` is taken.
     Reserved,
 }
 
@@ -390,8 +389,6 @@ const NAME_BYTES_MAX: usize = 64;
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::fs;
-    use std::path::Path;
 
     use super::*;
 
@@ -458,7 +455,7 @@ mod tests {
     #[test]
     fn names_are_checked() {
         for good in ["a", "openai", "eu-west_1", &"x".repeat(64)] {
-            assert_eq!(Name::from_configuration(good).unwrap().as_str(), good);
+            assert_eq!(Name::new(good).unwrap().as_str(), good);
         }
         for (bad, why) in [
             ("", InvalidName::Length),
@@ -471,36 +468,9 @@ mod tests {
             ("a\"", InvalidName::Letters),
             ("ä", InvalidName::Letters),
             ("none", InvalidName::Reserved),
-            ("other", InvalidName::Reserved),
         ] {
-            assert_eq!(Name::from_configuration(bad), Err(why), "{bad:?}");
+            assert_eq!(Name::new(bad), Err(why), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn only_the_configuration_makes_names() {
-        let needle = concat!("from_", "configuration(");
-        let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-        let mut seen = 0;
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).unwrap() {
-                let path = entry.unwrap().path();
-                let name = path.file_name().unwrap().to_str().unwrap();
-                if path.is_dir() {
-                    if name != "telemetry" && name != "config" {
-                        folders.push(path);
-                    }
-                } else if name.ends_with(".rs") && name != "config.rs" {
-                    seen += 1;
-                    assert!(
-                        !fs::read_to_string(&path).unwrap().contains(needle),
-                        "{}",
-                        path.display()
-                    );
-                }
-            }
-        }
-        assert!(seen > 2);
     }
 
     #[test]

@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     fn name(text: &str) -> Name {
-        Name::from_configuration(text).unwrap()
+        Name::new(text).unwrap()
     }
 
     fn every_event() -> Vec<Event> {
@@ -750,5 +750,38 @@ mod tests {
         ] {
             assert_eq!(&*short_path(path), short);
         }
+    }
+
+    const CHILD: &str = "NULLHOP_TEST_CHILD_PANICS";
+
+    /// Runs in a process of its own, started by the next test: a panic hook is there for all threads.
+    #[test]
+    fn child_panics() {
+        if std::env::var_os(CHILD).is_some() {
+            install_panic_hook();
+            let secret = String::from("canary-in-a-prompt");
+            let caught = std::panic::catch_unwind(|| panic!("{secret}"));
+            assert!(caught.is_err());
+        }
+    }
+
+    #[test]
+    fn a_panic_does_not_print_its_message() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "telemetry::log::tests::child_panics",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success());
+        let printed = String::from_utf8([child.stdout, child.stderr].concat()).unwrap();
+        assert!(
+            printed.contains("error panic_caught file=src/telemetry/log.rs line="),
+            "{printed}"
+        );
+        assert!(!printed.contains("canary"), "{printed}");
     }
 }

@@ -37,6 +37,7 @@ use crate::telemetry::labels::Direction;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::HandshakeResult;
+use crate::telemetry::labels::InvalidName;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::Mode;
@@ -56,11 +57,35 @@ use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
 
 /// The names of one configuration; their places are the ids.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Names {
-    pub(crate) listeners: Vec<Name>,
-    pub(crate) certificates: Vec<Name>,
-    pub(crate) upstreams: Vec<(Name, Provider)>,
+    listeners: Vec<Name>,
+    certificates: Vec<Name>,
+    upstreams: Vec<(Name, Provider)>,
+}
+
+impl Names {
+    /// To be called with what a configuration says and nothing else: these texts are printed as they are.
+    pub(crate) fn new<'a>(
+        listeners: impl IntoIterator<Item = &'a str>,
+        certificates: impl IntoIterator<Item = &'a str>,
+        upstreams: impl IntoIterator<Item = (&'a str, Provider)>,
+    ) -> Result<Self, InvalidName> {
+        Ok(Self {
+            listeners: listeners
+                .into_iter()
+                .map(Name::new)
+                .collect::<Result<_, _>>()?,
+            certificates: certificates
+                .into_iter()
+                .map(Name::new)
+                .collect::<Result<_, _>>()?,
+            upstreams: upstreams
+                .into_iter()
+                .map(|(name, provider)| Ok((Name::new(name)?, provider)))
+                .collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 /// All series of the process, over all configurations it has had.
@@ -950,3 +975,325 @@ const STALL: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 1
 
 /// Set L.
 const LAG: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5];
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tokio::runtime::Builder;
+    use tokio::runtime::LocalOptions;
+
+    use super::*;
+    use crate::telemetry::catalogue::Sample;
+    use crate::telemetry::catalogue::samples;
+
+    const OPENAI: UpstreamId = UpstreamId(0);
+    const MAIN: ListenerId = ListenerId(0);
+
+    fn names(upstreams: &[(&'static str, Provider)]) -> Names {
+        Names::new(["main"], ["edge"], upstreams.iter().copied()).unwrap()
+    }
+
+    fn two_upstreams() -> Names {
+        names(&[
+            ("openai", Provider::Openai),
+            ("claude", Provider::Anthropic),
+        ])
+    }
+
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let found: Vec<Sample> = samples(&metrics.render())
+            .into_iter()
+            .filter(|sample| sample.series() == series)
+            .collect();
+        assert!(found.len() <= 1, "{series} twice");
+        found.first().map(|sample| sample.value)
+    }
+
+    fn count(metrics: &Metrics, name: &str) -> usize {
+        samples(&metrics.render())
+            .iter()
+            .filter(|sample| sample.name == name)
+            .count()
+    }
+
+    #[test]
+    fn handles_cross_threads() {
+        fn crosses<T: Send + Sync + 'static>() {}
+        crosses::<Metrics>();
+        crosses::<Handles>();
+        crosses::<GaugeGuard>();
+    }
+
+    #[test]
+    fn what_is_known_starts_at_zero() {
+        let metrics = Metrics::new(None);
+        let _handles = metrics.bind(&two_upstreams());
+        for (name, series) in [
+            ("nullhop_ready", 1),
+            ("nullhop_draining", 1),
+            ("nullhop_config_reloads_total", ReloadResult::ALL.len()),
+            ("nullhop_guard_active", ProcessGuard::ALL.len()),
+            ("nullhop_guard_total", Guard::ALL.len()),
+            ("nullhop_open_connections", Protocol::ALL.len()),
+            ("nullhop_connections_total", 1),
+            (
+                "nullhop_connections_refused_total",
+                RefusedReason::ALL.len(),
+            ),
+            ("nullhop_tls_handshakes_total", HandshakeResult::ALL.len()),
+            // The two upstreams and `none`.
+            ("nullhop_requests_in_flight", 3),
+            ("nullhop_body_bytes_total", 3 * Direction::ALL.len()),
+            (
+                "nullhop_responses_total",
+                3 * StatusLabel::ALL.len() * Source::ALL.len(),
+            ),
+            // Not `none`.
+            ("nullhop_upstream_open_connections", 2 * Protocol::ALL.len()),
+            (
+                "nullhop_upstream_connects_total",
+                2 * ConnectResult::ALL.len(),
+            ),
+            (
+                "nullhop_upstream_failures_total",
+                2 * FailureReason::ALL.len(),
+            ),
+            ("nullhop_upstream_retries_total", 2 * RetryReason::ALL.len()),
+        ] {
+            let found: Vec<Sample> = samples(&metrics.render())
+                .into_iter()
+                .filter(|sample| sample.name == name)
+                .collect();
+            assert_eq!(found.len(), series, "{name}");
+            assert!(found.iter().all(|sample| sample.value == 0.0), "{name}");
+        }
+        assert_eq!(
+            value(&metrics, "nullhop_upstream_up{upstream=claude}"),
+            Some(1.0)
+        );
+        // Starts at the first request.
+        assert_eq!(count(&metrics, "nullhop_requests_total"), 0);
+        // Starts when a certificate was read.
+        assert_eq!(
+            count(
+                &metrics,
+                "nullhop_tls_certificate_not_after_timestamp_seconds"
+            ),
+            0
+        );
+        // Start at use.
+        assert!(!metrics.render().contains(" histogram"));
+    }
+
+    #[test]
+    fn the_first_request_brings_all_outcomes() {
+        let metrics = Metrics::new(None);
+        let handles = metrics.bind(&two_upstreams());
+        let traffic = handles.traffic(Some(OPENAI));
+        let second = Duration::from_secs(1);
+        traffic.finished(
+            Operation::Messages,
+            Mode::Byok,
+            true,
+            Outcome::UpstreamCut,
+            second,
+        );
+        traffic.finished(Operation::Messages, Mode::Byok, false, Outcome::Ok, second);
+
+        assert_eq!(
+            count(&metrics, "nullhop_requests_total"),
+            Outcome::ALL.len()
+        );
+        let series = "nullhop_requests_total{mode=byok,operation=messages,outcome=upstream_cut,upstream=openai}";
+        assert_eq!(value(&metrics, series), Some(1.0));
+        assert_eq!(count(&metrics, "nullhop_request_duration_seconds_count"), 2);
+        let series = "nullhop_request_duration_seconds_bucket\
+                      {le=1.28,operation=messages,streaming=true,upstream=openai}";
+        assert_eq!(value(&metrics, series), Some(1.0));
+
+        handles.no_upstream().finished(
+            Operation::Other,
+            Mode::None,
+            false,
+            Outcome::ClientError,
+            second,
+        );
+        let series =
+            "nullhop_requests_total{mode=none,operation=other,outcome=client_error,upstream=none}";
+        assert_eq!(value(&metrics, series), Some(1.0));
+    }
+
+    #[test]
+    fn a_reload_continues_what_stays_and_drops_what_is_gone() {
+        let metrics = Metrics::new(None);
+        let old = metrics.bind(&two_upstreams());
+        let in_flight = GaugeGuard::new(&old.upstream(OPENAI).traffic.in_flight);
+        old.upstream(OPENAI).set_up(false);
+        old.upstream(OPENAI).failures(FailureReason::Reset).inc();
+        old.upstream(UpstreamId(1))
+            .retries(RetryReason::Status)
+            .inc();
+        old.listener(MAIN).connections.inc();
+        old.certificate(CertificateId(0))
+            .set_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(7));
+
+        let openai_only = Names::new(["main"], [], [("openai", Provider::Compatible)]).unwrap();
+        let new = metrics.bind(&openai_only);
+        new.listener(MAIN).connections.inc();
+        assert_eq!(
+            value(&metrics, "nullhop_connections_total{listener=main}"),
+            Some(2.0)
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                "nullhop_upstream_failures_total{reason=reset,upstream=openai}"
+            ),
+            Some(1.0)
+        );
+        // An open circuit does not close because the file was read again.
+        assert_eq!(
+            value(&metrics, "nullhop_upstream_up{upstream=openai}"),
+            Some(0.0)
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                "nullhop_upstream_info{provider=compatible,upstream=openai}"
+            ),
+            Some(1.0)
+        );
+        assert_eq!(count(&metrics, "nullhop_upstream_info"), 1);
+        assert_eq!(count(&metrics, "nullhop_upstream_up"), 1);
+        assert_eq!(
+            count(
+                &metrics,
+                "nullhop_tls_certificate_not_after_timestamp_seconds"
+            ),
+            0
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                "nullhop_upstream_retries_total{reason=status,upstream=claude}"
+            ),
+            Some(1.0)
+        );
+
+        // What began under the old configuration ends under the new one.
+        assert_eq!(
+            value(&metrics, "nullhop_requests_in_flight{upstream=openai}"),
+            Some(1.0)
+        );
+        drop(old);
+        drop(in_flight);
+        assert_eq!(
+            value(&metrics, "nullhop_requests_in_flight{upstream=openai}"),
+            Some(0.0)
+        );
+    }
+
+    #[test]
+    fn the_configuration_tells_its_state() {
+        let metrics = Metrics::new(None);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_735_689_600);
+        metrics.process().config_loaded(u64::MAX, at);
+        assert_eq!(
+            value(&metrics, "nullhop_config_fingerprint"),
+            Some(281_474_976_710_655.0)
+        );
+        assert_eq!(
+            value(
+                &metrics,
+                "nullhop_config_last_reload_success_timestamp_seconds"
+            ),
+            Some(1_735_689_600.0)
+        );
+        assert_eq!(
+            value(&metrics, "nullhop_config_reloads_total{result=ok}"),
+            Some(0.0)
+        );
+
+        metrics.process().config_refused();
+        assert_eq!(
+            value(&metrics, "nullhop_config_last_reload_successful"),
+            Some(0.0)
+        );
+        assert_eq!(
+            value(&metrics, "nullhop_config_reloads_total{result=error}"),
+            Some(1.0)
+        );
+        assert_eq!(
+            value(&metrics, "nullhop_config_fingerprint"),
+            Some(281_474_976_710_655.0)
+        );
+
+        metrics.process().config_reloaded(5, at);
+        assert_eq!(
+            value(&metrics, "nullhop_config_last_reload_successful"),
+            Some(1.0)
+        );
+        assert_eq!(
+            value(&metrics, "nullhop_config_reloads_total{result=ok}"),
+            Some(1.0)
+        );
+        assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(5.0));
+    }
+
+    #[test]
+    fn pop_is_on_every_series() {
+        let metrics = Metrics::new(Some("fra1"));
+        let _handles = metrics.bind(&two_upstreams());
+        for sample in samples(&metrics.render()) {
+            assert_eq!(sample.label("pop"), Some("fra1"), "{}", sample.series());
+        }
+    }
+
+    #[test]
+    fn gauge_guards_settle_when_cancelled() {
+        let metrics = Metrics::new(None);
+        let handles = metrics.bind(&two_upstreams());
+        let open = handles.listener(MAIN).open(Protocol::H2);
+        block_on_local(async {
+            let guard = GaugeGuard::new(open);
+            let task = tokio::task::spawn_local(async move {
+                let _guard = guard;
+                std::future::pending::<()>().await;
+            });
+            assert_eq!(open.get(), 1);
+            task.abort();
+            let _ = task.await;
+        });
+        assert_eq!(open.get(), 0);
+    }
+
+    #[test]
+    fn the_runtime_is_sampled() {
+        let metrics = Metrics::new(None);
+        let handles = Arc::new(metrics.bind(&two_upstreams()));
+        let tasks = || value(&metrics, "nullhop_runtime_tasks").unwrap();
+        block_on_local(async {
+            let idle: Vec<_> = (0..5)
+                .map(|_| tokio::task::spawn_local(std::future::pending::<()>()))
+                .collect();
+            let sampler = tokio::task::spawn_local(sample_lag(handles.clone()));
+            tokio::time::sleep(Duration::from_millis(350)).await;
+            assert_eq!(tasks(), 6.0);
+            sampler.abort();
+            let _ = sampler.await;
+            assert_eq!(tasks(), 0.0);
+            drop(idle);
+        });
+        // Two even on a machine that does something else in between.
+        assert!(value(&metrics, "nullhop_runtime_lag_seconds_count").unwrap() >= 2.0);
+    }
+
+    fn block_on_local(test: impl Future<Output = ()>) {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .unwrap();
+        runtime.block_on(test);
+    }
+}

@@ -8,13 +8,13 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::client::conn::http2;
 use tokio::sync::Notify;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::Switched;
 use super::upload::RequestBody;
 use crate::clock::TokioTimer;
 use crate::hygiene::io::HyperIo;
@@ -37,7 +37,7 @@ const H2_STREAM_WINDOW: u32 = 64 << 10;
 const H2_CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
 /// What a connection holds while it is open; dropping it counts.
-pub(super) struct Open {
+pub(crate) struct Open {
     pub(super) _gauge: GaugeGuard,
     pub(super) _permit: OwnedSemaphorePermit,
 }
@@ -52,7 +52,7 @@ pub(crate) struct H1Line {
     over: bool,
     /// The last exchange's end, while pooled.
     pub(super) idle_since: Instant,
-    _open: Open,
+    open: Open,
 }
 
 impl H1Line {
@@ -64,7 +64,7 @@ impl H1Line {
             .handshake(HyperIo::new(transport))
             .await
             .ok()?;
-        Some(Self { connection, sender, watch, over: false, idle_since: Instant::now(), _open: open })
+        Some(Self { connection, sender, watch, over: false, idle_since: Instant::now(), open })
     }
 
     /// Lets the connection read and write what it can. `Ready` when it has ended.
@@ -127,10 +127,15 @@ impl H1Line {
         self.watch.quiet()
     }
 
-    /// The transport and what hyper had read ahead, after a 101.
-    pub(crate) fn into_upgraded(self) -> (Transport, Bytes, Open) {
+    /// The connection without HTTP, after a 101.
+    pub(super) fn into_switched(self) -> Switched {
         let parts = self.connection.into_parts();
-        (parts.io.into_inner(), parts.read_buf, self._open)
+        Switched {
+            transport: parts.io.into_inner(),
+            watch: self.watch,
+            read_ahead: parts.read_buf,
+            open: self.open,
+        }
     }
 
     /// Drives until the connection's own part of an upgrade is done.

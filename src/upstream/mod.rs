@@ -18,6 +18,7 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -27,6 +28,8 @@ use hyper::body::Incoming;
 
 use crate::config;
 use crate::config::UpstreamProtocol;
+use crate::socket::SocketWatch;
+use crate::socket::Transport;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::RetryReason;
@@ -37,6 +40,7 @@ use endpoint::Line;
 use endpoint::LineAge;
 pub(crate) use line::H1Line;
 use line::H2Slot;
+pub(crate) use line::Open as OpenLine;
 pub(crate) use upload::RequestBody;
 pub(crate) use upload::Upload;
 pub(crate) use upload::UploadFault;
@@ -100,6 +104,13 @@ impl Lease {
         }
     }
 
+    /// Takes the connection out after a 101. `None` if it broke meanwhile.
+    pub(crate) async fn into_switched(self) -> Option<Switched> {
+        let Self::H1(H1Lease { mut line, .. }) = self else { return None };
+        tokio::time::timeout(SETTLE, line.upgraded()).await.ok()?;
+        Some(line.into_switched())
+    }
+
     /// The answer has been read to its end; the line may serve its tenant again. Not to be called
     /// when the request body has not been sent to its end.
     pub(crate) fn give_back(self) {
@@ -124,6 +135,16 @@ impl Lease {
             }
         });
     }
+}
+
+/// A connection after its 101: no HTTP on it any more.
+pub(crate) struct Switched {
+    pub(crate) transport: Transport,
+    pub(crate) watch: SocketWatch,
+    /// What hyper had read beyond the head.
+    pub(crate) read_ahead: Bytes,
+    /// The connection's place and gauge, to be held as long.
+    pub(crate) open: OpenLine,
 }
 
 /// Why there is no answer. None of them holds text.
@@ -280,22 +301,21 @@ impl Upstream {
         }
     }
 
-    /// Sends an upgrade request over a line of its own and returns the answer's head with the line,
-    /// whatever its status is.
+    /// Sends an upgrade request over a line of its own and returns the answer's head, whatever its
+    /// status is.
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) async fn upgrade(
-        &self,
-        head: &RequestHead,
-        upload: &Rc<Upload>,
-    ) -> Result<(http::Response<Incoming>, Box<H1Line>), SendFault> {
+    pub(crate) async fn upgrade(&self, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, SendFault> {
         let metrics = self.handles.upstream(self.id);
         let (_, endpoint) = self.choose(0);
         let mut line = endpoint.upgrade_line().await.inspect_err(|_| metrics.failures(FailureReason::Connect).inc())?;
         let request = head.to_h1(&endpoint.config, RequestBody(upload.clone())).ok_or(SendFault::Protocol)?;
         match line.send(request).await {
-            Ok(response) => Ok((response, line)),
+            Ok(response) => {
+                let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant: Tenant::Nobody });
+                Ok(Answer { response, lease })
+            }
             Err(error) => {
                 let protocol = error.is_parse();
                 metrics.failures(if protocol { FailureReason::Protocol } else { FailureReason::Reset }).inc();
