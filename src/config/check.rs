@@ -92,7 +92,13 @@ fn show_block(block: &Block, out: &mut String) {
         .section
         .keys
         .iter()
-        .filter_map(|key| Some(format!("{} = {}\n", key.name, block.get(key.name)?.to_toml())))
+        .filter_map(|key| {
+            Some(format!(
+                "{} = {}\n",
+                key.name,
+                block.get(key.name)?.to_toml()
+            ))
+        })
         .collect();
     if lines.is_empty() && block.children.is_empty() {
         return;
@@ -112,7 +118,11 @@ fn show_block(block: &Block, out: &mut String) {
 /// between nodes by design is left out: `node`, and `workers = 0` counts as 0, not as the cores.
 fn fingerprint(raw: &RawConfig) -> u64 {
     let mut out = String::new();
-    for block in raw.blocks.iter().filter(|block| block.section.path != "node") {
+    for block in raw
+        .blocks
+        .iter()
+        .filter(|block| block.section.path != "node")
+    {
         show_block(block, &mut out);
     }
     let hash = out.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -131,8 +141,14 @@ impl RawConfig {
             let before = self.blocks.iter().position(|b| b.section.path == "tls");
             self.blocks.insert(before.unwrap_or(0), block);
         }
-        for block in self.blocks.iter_mut().filter(|b| b.section.path == "upstream") {
-            if !block.is_written("prefix") && let Some(name) = block.text("name") {
+        for block in self
+            .blocks
+            .iter_mut()
+            .filter(|b| b.section.path == "upstream")
+        {
+            if !block.is_written("prefix")
+                && let Some(name) = block.text("name")
+            {
                 let prefix = format!("/{name}");
                 block.set("prefix", Value::Text(prefix));
             }
@@ -159,7 +175,10 @@ impl RawConfig {
 
 fn provider(block: &Block) -> Option<Provider> {
     let word = block.text("provider")?;
-    Provider::ALL.iter().copied().find(|provider| provider.as_str() == word)
+    Provider::ALL
+        .iter()
+        .copied()
+        .find(|provider| provider.as_str() == word)
 }
 
 fn known_url(provider: Provider) -> Option<&'static str> {
@@ -250,7 +269,11 @@ impl Checker<'_> {
             if token.expose().iter().all(u8::is_ascii_graphic) {
                 return Some(token);
             }
-            self.invalid(block, "token", "must be printable ASCII without spaces: it travels in a header");
+            self.invalid(
+                block,
+                "token",
+                "must be printable ASCII without spaces: it travels in a header",
+            );
             None
         });
         if !value::is_loopback(address.ip()) && !block.is_written("token") {
@@ -270,7 +293,11 @@ impl Checker<'_> {
         let address = block.address("address")?;
         self.claim(block, address);
         if !value::is_loopback(address.ip()) {
-            self.invalid(block, "address", "must be a loopback address: it has no authentication");
+            self.invalid(
+                block,
+                "address",
+                "must be a loopback address: it has no authentication",
+            );
         }
         Some(AdminListener { address })
     }
@@ -298,7 +325,10 @@ impl Checker<'_> {
 
     fn certificates(&mut self, raw: &RawConfig) -> Vec<Certificate> {
         self.unique(raw.all("certificate"), "name");
-        let chosen: Vec<_> = raw.all("certificate").filter(|b| b.bool("default")).collect();
+        let chosen: Vec<_> = raw
+            .all("certificate")
+            .filter(|b| b.bool("default"))
+            .collect();
         for block in chosen.iter().skip(1) {
             self.refuse(
                 block.span_of("default"),
@@ -317,7 +347,8 @@ impl Checker<'_> {
                 }
                 _ => self.secret(block, "key", source).map(KeySource::Inline),
             });
-            let (Some(name), Some(cert_file), Some(key)) = (block.text("name"), cert_file, key) else {
+            let (Some(name), Some(cert_file), Some(key)) = (block.text("name"), cert_file, key)
+            else {
                 continue;
             };
             certificates.push(Certificate {
@@ -341,7 +372,11 @@ impl Checker<'_> {
             );
         }
         if client_auth != "none" && !block.is_written("ca_file") {
-            self.invalid(block, "client_auth", "needs `ca_file`, the authorities of client certificates");
+            self.invalid(
+                block,
+                "client_auth",
+                "needs `ca_file`, the authorities of client certificates",
+            );
         }
         Some(Tls {
             min_version: match block.text("min_version")? {
@@ -380,7 +415,11 @@ impl Checker<'_> {
     fn drain(&mut self, block: &Block) -> Drain {
         let (grace, deadline) = (block.duration("grace"), block.duration("deadline"));
         if deadline < grace {
-            let key = if block.is_written("deadline") { "deadline" } else { "grace" };
+            let key = if block.is_written("deadline") {
+                "deadline"
+            } else {
+                "grace"
+            };
             self.refuse(
                 block.span_of(key),
                 "`deadline` in [drain] must not be below `grace`: both count from the signal",
@@ -391,7 +430,12 @@ impl Checker<'_> {
     }
 
     fn upstreams(&mut self, raw: &RawConfig) -> Vec<Upstream> {
-        if raw.all("upstream").next().is_none() {
+        let mistyped = |fault: &Fault| match fault.cause {
+            Cause::UnknownSection { near, .. } => near.is_some_and(|s| s.path == "upstream"),
+            Cause::NotTable(section) | Cause::TooMany(section) => section.path == "upstream",
+            _ => false,
+        };
+        if raw.all("upstream").next().is_none() && !self.faults.iter().any(mistyped) {
             self.refuse(
                 None,
                 "there is no [[upstream]], so nothing to relay to",
@@ -427,11 +471,19 @@ impl Checker<'_> {
         };
         let endpoints = self.endpoints(block, provider);
         if block.text("name") == Some("none") {
-            self.invalid(block, "name", "must not be `none`: the metrics say that when no upstream is chosen");
+            self.invalid(
+                block,
+                "name",
+                "must not be `none`: the metrics say that when no upstream is chosen",
+            );
         }
         let prefix = block.text("prefix");
         if prefix == Some("") && hosts.is_empty() && !block.bool("bare") {
-            self.invalid(block, "prefix", "is empty, so the upstream needs `hosts` or `bare`: nothing leads to it");
+            self.invalid(
+                block,
+                "prefix",
+                "is empty, so the upstream needs `hosts` or `bare`: nothing leads to it",
+            );
         }
         let protocol = match block.text("protocol")? {
             "h1" => UpstreamProtocol::H1,
@@ -448,7 +500,9 @@ impl Checker<'_> {
         Some(Upstream {
             name: block.text("name")?.to_owned(),
             provider: provider?,
-            prefix: prefix.filter(|prefix| !prefix.is_empty()).map(str::to_owned),
+            prefix: prefix
+                .filter(|prefix| !prefix.is_empty())
+                .map(str::to_owned),
             hosts,
             bare: block.bool("bare"),
             endpoints,
@@ -475,7 +529,11 @@ impl Checker<'_> {
 
     fn endpoints(&mut self, block: &Block, provider: Option<Provider>) -> Vec<Endpoint> {
         if block.is_written("url") && !block.children.is_empty() {
-            self.invalid(block, "url", "stands beside [[upstream.endpoint]]: write one or the other");
+            self.invalid(
+                block,
+                "url",
+                "stands beside [[upstream.endpoint]]: write one or the other",
+            );
         }
         if !block.is_written("url")
             && block.children.is_empty()
@@ -496,7 +554,14 @@ impl Checker<'_> {
                 Some((_, first)) => {
                     let first = first.clone();
                     let section = child.section;
-                    self.fault(span, Cause::Twice { key: "url", section, first });
+                    self.fault(
+                        span,
+                        Cause::Twice {
+                            key: "url",
+                            section,
+                            first,
+                        },
+                    );
                 }
                 None => seen.push((endpoint, span)),
             }
@@ -520,7 +585,14 @@ impl Checker<'_> {
                 Some(_) if key == "prefix" && !block.is_written(key) => {}
                 Some(first) => {
                     let section = block.section;
-                    self.fault(span, Cause::Twice { key, section, first });
+                    self.fault(
+                        span,
+                        Cause::Twice {
+                            key,
+                            section,
+                            first,
+                        },
+                    );
                 }
                 None => {
                     seen.insert(text, span);
@@ -551,7 +623,12 @@ impl Checker<'_> {
         }
     }
 
-    fn secret(&mut self, block: &Block, key: &'static str, source: &SecretSource) -> Option<Secret> {
+    fn secret(
+        &mut self,
+        block: &Block,
+        key: &'static str,
+        source: &SecretSource,
+    ) -> Option<Secret> {
         let section: &'static Section = block.section;
         let span = block.span_of(key);
         let path = match source {
@@ -565,14 +642,16 @@ impl Checker<'_> {
                     .ok();
             }
             SecretSource::File(path) => self.path(path),
-            SecretSource::Credential(name) => match (self.surroundings.variable)("CREDENTIALS_DIRECTORY") {
-                Some(folder) => PathBuf::from(folder).join(name),
-                None => {
-                    let why = "names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?";
-                    self.fault(span, Cause::Invalid { key, section, why });
-                    return None;
+            SecretSource::Credential(name) => {
+                match (self.surroundings.variable)("CREDENTIALS_DIRECTORY") {
+                    Some(folder) => PathBuf::from(folder).join(name),
+                    None => {
+                        let why = "names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?";
+                        self.fault(span, Cause::Invalid { key, section, why });
+                        return None;
+                    }
                 }
-            },
+            }
         };
         match secret_file(&path) {
             Ok((secret, mode)) => {
@@ -632,7 +711,10 @@ fn trimmed(mut bytes: Vec<u8>) -> Result<Secret, &'static str> {
 /// Opening a pipe would wait for its writer.
 fn regular_file(path: &Path) -> Result<fs::Metadata, &'static str> {
     let metadata = fs::metadata(path).map_err(words)?;
-    metadata.is_file().then_some(metadata).ok_or("is not a regular file")
+    metadata
+        .is_file()
+        .then_some(metadata)
+        .ok_or("is not a regular file")
 }
 
 /// The operating system's own text can hold a path.

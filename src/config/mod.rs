@@ -5,6 +5,7 @@
 //! references resolve, numbers are within their bounds. A reload makes a new one.
 
 mod check;
+pub mod describe;
 mod parse;
 mod report;
 mod table;
@@ -21,8 +22,8 @@ use crate::hygiene::Secret;
 use crate::provider::Provider;
 
 use self::check::Surroundings;
-pub use self::report::{Report, Warning};
 use self::report::{Cause, Fault, Lines};
+pub use self::report::{Report, Warning};
 
 /// The whole checked configuration.
 pub struct Config {
@@ -287,8 +288,13 @@ impl Config {
     /// The configuration of `nullhop run` without a file: the five providers, pass-through, a
     /// self-signed certificate, loopback port 8443.
     pub fn built_in() -> Arc<Self> {
+        Self::load_built_in().config
+    }
+
+    /// [`Config::built_in`] with its rendering.
+    pub fn load_built_in() -> Loaded {
         let loaded = Self::from_toml(BUILT_IN, Path::new(""), "built-in configuration");
-        loaded.expect("a test reads it").config
+        loaded.expect("a test reads it")
     }
 
     /// Reads and checks a file, and the files and variables that it names.
@@ -296,7 +302,11 @@ impl Config {
         let source_name = path.display().to_string();
         let refused = |says| {
             let cause = Cause::Rule { says, help: None };
-            Report::new(&source_name, &Lines::unparsed(""), vec![Fault { span: None, cause }])
+            Report::new(
+                &source_name,
+                &Lines::unparsed(""),
+                vec![Fault { span: None, cause }],
+            )
         };
         let file = File::open(path).map_err(|error| {
             refused(match check::words(error) {
@@ -335,7 +345,13 @@ impl Config {
         let mut doubts = Vec::new();
         let mut raw = match parse::parse(text, &mut faults) {
             Ok(raw) => raw,
-            Err(fault) => return Err(Report::new(source_name, &Lines::unparsed(text), vec![fault])),
+            Err(fault) => {
+                return Err(Report::new(
+                    source_name,
+                    &Lines::unparsed(text),
+                    vec![fault],
+                ));
+            }
         };
         let config = check::check(&mut raw, surroundings, &mut faults, &mut doubts);
         let shown = check::show(&raw);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::Endpoint;
 use super::report::{Cause, Fault, KeyName, Span, SyntaxWords};
@@ -89,12 +89,16 @@ pub(super) fn parse(text: &str, faults: &mut Vec<Fault>) -> Result<RawConfig, Fa
 impl RawConfig {
     /// The only block of a section that is not repeated.
     pub(super) fn one(&self, path: &str) -> &Block {
-        self.all(path).next().expect("parse() adds what is not written")
+        self.all(path)
+            .next()
+            .expect("parse() adds what is not written")
     }
 
     /// The blocks of a section, in file order.
     pub(super) fn all(&self, path: &str) -> impl Iterator<Item = &Block> {
-        self.blocks.iter().filter(move |block| block.section.path == path)
+        self.blocks
+            .iter()
+            .filter(move |block| block.section.path == path)
     }
 }
 
@@ -130,7 +134,10 @@ impl Block {
 
     /// Where the value is, or else the header.
     pub(super) fn span_of(&self, key: &str) -> Option<Span> {
-        self.entries[self.index(key)].span.clone().or_else(|| self.span.clone())
+        self.entries[self.index(key)]
+            .span
+            .clone()
+            .or_else(|| self.span.clone())
     }
 
     pub(super) fn address(&self, key: &str) -> Option<SocketAddr> {
@@ -276,7 +283,9 @@ impl Reader<'_> {
                 let mut blocks = Vec::new();
                 for item in items.iter() {
                     match item.get_ref() {
-                        DeValue::Table(table) => blocks.push(self.block(section, table, item.span())),
+                        DeValue::Table(table) => {
+                            blocks.push(self.block(section, table, item.span()))
+                        }
                         _ => self.fault(item.span(), Cause::NotTable(section)),
                     }
                 }
@@ -284,7 +293,11 @@ impl Reader<'_> {
             }
             (DeValue::Array(items), false) => {
                 // The second header is the one too many.
-                let at = items.iter().map(Spanned::span).nth(1).unwrap_or(value.span());
+                let at = items
+                    .iter()
+                    .map(Spanned::span)
+                    .nth(1)
+                    .unwrap_or(value.span());
                 self.fault(at, Cause::NotSingle(section));
                 Vec::new()
             }
@@ -297,6 +310,8 @@ impl Reader<'_> {
 
     fn block(&mut self, section: &'static Section, table: &DeTable<'_>, span: Span) -> Block {
         let mut block = Block::defaults(section, Some(span.clone()));
+        // Required keys that are there under a mistyped name: one problem, not two.
+        let mut mistyped = Vec::new();
         for (key, value) in table {
             let word: &str = key.get_ref();
             if let Some(index) = section.keys.iter().position(|k| k.name == word) {
@@ -308,29 +323,27 @@ impl Reader<'_> {
                 let children = self.blocks(child, value);
                 block.children.extend(children);
             } else {
-                self.unknown_key(Some(section), key);
+                mistyped.extend(self.unknown_key(Some(section), key));
             }
         }
         for (key, entry) in section.keys.iter().zip(&block.entries) {
-            if key.required && entry.span.is_none() {
+            if key.required && entry.span.is_none() && !mistyped.contains(&key.name) {
                 let key = key.name;
-                self.faults.push(Fault {
-                    span: Some(span.clone()),
-                    cause: Cause::Missing { key, section },
-                });
+                self.fault(span.clone(), Cause::Missing { key, section });
             }
         }
         block
     }
 
-    fn unknown_at_top(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, value: &Spanned<DeValue<'_>>) {
+    fn unknown_at_top(&mut self, key: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>) {
         let is_section = match value.get_ref() {
             DeValue::Table(_) => true,
             DeValue::Array(items) => items.iter().any(|item| item.get_ref().is_table()),
             _ => false,
         };
         if !is_section {
-            return self.unknown_key(None, key);
+            self.unknown_key(None, key);
+            return;
         }
         let name = self.name_of(key);
         let near = nearest(&name, table::top_level().map(Section::name))
@@ -338,26 +351,32 @@ impl Reader<'_> {
         self.fault(key.span(), Cause::UnknownSection { name, near });
     }
 
-    fn unknown_key(&mut self, section: Option<&'static Section>, key: &Spanned<std::borrow::Cow<'_, str>>) {
+    /// Returns the key that was probably meant.
+    fn unknown_key(
+        &mut self,
+        section: Option<&'static Section>,
+        key: &Spanned<DeString<'_>>,
+    ) -> Option<&'static str> {
         let name = self.name_of(key);
         let near = section.and_then(|section| {
             let own = section.keys.iter().map(|k| k.name);
             nearest(&name, own.chain(section.children().map(Section::name)))
         });
-        let mut homes = SECTIONS.iter().filter(|s| s.keys.iter().any(|k| k.name == name.as_str()));
+        let mut homes = SECTIONS
+            .iter()
+            .filter(|s| s.keys.iter().any(|k| k.name == name.as_str()));
         let elsewhere = homes.next().filter(|_| homes.next().is_none());
-        self.fault(
-            key.span(),
-            Cause::UnknownKey {
-                name,
-                section,
-                near,
-                elsewhere,
-            },
-        );
+        let cause = Cause::UnknownKey {
+            name,
+            section,
+            near,
+            elsewhere,
+        };
+        self.fault(key.span(), cause);
+        near
     }
 
-    fn name_of(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>) -> KeyName {
+    fn name_of(&mut self, key: &Spanned<DeString<'_>>) -> KeyName {
         let name = KeyName::new(self.text.get(key.span()).unwrap_or_default());
         if name.is_shown() {
             self.showable.push(key.span());
@@ -366,11 +385,19 @@ impl Reader<'_> {
     }
 
     /// `None`: the fault is on record.
-    fn value(&mut self, section: &'static Section, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Value> {
+    fn value(
+        &mut self,
+        section: &'static Section,
+        key: &'static Key,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Option<Value> {
         let name = key.name;
         let span = value.span();
         let got = value.get_ref();
-        let is_number = matches!(got, DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_));
+        let is_number = matches!(
+            got,
+            DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_)
+        );
         if is_number && !matches!(key.kind, Kind::Secret) {
             self.showable.push(span.clone());
         }
@@ -388,31 +415,44 @@ impl Reader<'_> {
             .map(Value::Size)
             .ok_or(Refused::Kind),
             (Kind::Duration { min, max }, DeValue::String(text)) => value::duration(text)
-                .filter(|d| (*min..=*max).contains(&u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+                .filter(|d| {
+                    (*min..=*max).contains(&u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+                })
                 .map(Value::Duration)
                 .ok_or(Refused::Kind),
-            (Kind::OneOf(allowed), DeValue::String(text)) => match allowed.iter().find(|word| *word == text) {
-                Some(word) => Ok(Value::Text((*word).to_owned())),
-                None => {
-                    let near = (text.len() <= 32).then(|| closest(text, allowed.iter().copied())).flatten();
-                    Err(Refused::Because(Cause::NotOneOf {
-                        key: name,
-                        section,
-                        allowed,
-                        near,
-                    }))
+            (Kind::OneOf(allowed), DeValue::String(text)) => {
+                match allowed.iter().find(|word| *word == text) {
+                    Some(word) => Ok(Value::Text((*word).to_owned())),
+                    None => {
+                        let near = (text.len() <= 32)
+                            .then(|| closest(text, allowed.iter().copied()))
+                            .flatten();
+                        Err(Refused::Because(Cause::NotOneOf {
+                            key: name,
+                            section,
+                            allowed,
+                            near,
+                        }))
+                    }
                 }
-            },
-            (Kind::Address, DeValue::String(text)) => {
-                value::address(text).map(Value::Address).map_err(Refused::Words)
             }
-            (Kind::Endpoint, DeValue::String(text)) => {
-                value::endpoint(text).map(Value::Endpoint).map_err(Refused::Words)
-            }
+            (Kind::Address, DeValue::String(text)) => value::address(text)
+                .map(Value::Address)
+                .map_err(Refused::Words),
+            (Kind::Endpoint, DeValue::String(text)) => value::endpoint(text)
+                .map(Value::Endpoint)
+                .map_err(Refused::Words),
             (Kind::List(kind), DeValue::Array(items)) => self.list(section, key, kind, items),
-            (Kind::Secret, DeValue::String(_)) => Err(Refused::Because(Cause::LiteralSecret { key: name, section })),
-            (Kind::Secret, DeValue::Table(table)) => secret_source(table).map(Value::Secret).ok_or(Refused::Kind),
-            (kind, DeValue::String(text)) if kind.is_text() => one_text(kind, text).map(Value::Text).map_err(Refused::Words),
+            (Kind::Secret, DeValue::String(_)) => Err(Refused::Because(Cause::LiteralSecret {
+                key: name,
+                section,
+            })),
+            (Kind::Secret, DeValue::Table(table)) => {
+                secret_source(table).map(Value::Secret).ok_or(Refused::Kind)
+            }
+            (kind, DeValue::String(text)) if kind.is_text() => one_text(kind, text)
+                .map(Value::Text)
+                .map_err(Refused::Words),
             _ => {
                 let found = match got {
                     DeValue::Array(_) => "a list",
@@ -493,7 +533,7 @@ enum Refused {
     Words(&'static str),
 }
 
-fn integer(value: &DeValue<'_>) -> Option<u64> {
+pub(super) fn integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     // An underscore may stand between digits; the parser has taken it out.
     u64::from_str_radix(integer.as_str(), integer.radix())
@@ -524,22 +564,33 @@ fn secret_source(table: &DeTable<'_>) -> Option<SecretSource> {
     }
     let key: &str = key.get_ref();
     match key {
-        "credential" if value::is_credential(text) => Some(SecretSource::Credential(text.to_owned())),
+        "credential" if value::is_credential(text) => {
+            Some(SecretSource::Credential(text.to_owned()))
+        }
         "env" if value::is_variable(text) => Some(SecretSource::Env(text.to_owned())),
-        "file" if !text.is_empty() && !text.contains('\0') => Some(SecretSource::File(text.to_owned())),
+        "file" if !text.is_empty() && !text.contains('\0') => {
+            Some(SecretSource::File(text.to_owned()))
+        }
         _ => None,
     }
 }
 
 fn nearest(name: &KeyName, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    name.is_shown().then(|| closest(name.as_str(), candidates)).flatten()
+    name.is_shown()
+        .then(|| closest(name.as_str(), candidates))
+        .flatten()
 }
 
 /// The candidate that `text` was probably meant to be.
 fn closest(text: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let text = text.to_ascii_lowercase().replace('-', "_");
     candidates
-        .map(|word| (strsim::damerau_levenshtein(&text, &word.replace('-', "_")), word))
+        .map(|word| {
+            (
+                strsim::damerau_levenshtein(&text, &word.replace('-', "_")),
+                word,
+            )
+        })
         // A third of the word may be wrong: picked by feel.
         .filter(|(distance, word)| *distance <= (word.len() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)

@@ -11,12 +11,19 @@ use std::ops::Range;
 
 use super::table::{self, Kind, Section};
 
+/// More than anyone reads; and a wrong file of 1 MiB has tens of thousands.
+const SHOWN_MAX: usize = 100;
+/// Of a shown line.
+const COLUMNS_MAX: usize = 160;
+
 /// Bytes of the file.
 pub(super) type Span = Range<usize>;
 
 /// Every problem of one configuration, in file order. `Display` is for terminals.
 pub struct Report {
     source_name: String,
+    count: usize,
+    /// The first [`SHOWN_MAX`] of them.
     problems: Vec<Finding>,
 }
 
@@ -29,7 +36,7 @@ pub struct Warning {
 impl Report {
     /// How many problems there are; at least one.
     pub fn problems(&self) -> usize {
-        self.problems.len()
+        self.count
     }
 
     /// For `check --json`.
@@ -37,6 +44,7 @@ impl Report {
         serde_json::json!({
             "file": self.source_name,
             "valid": false,
+            "count": self.count,
             "problems": self.problems.iter().map(Finding::to_json).collect::<Vec<_>>(),
         })
     }
@@ -46,14 +54,19 @@ impl Report {
         faults.sort_by_key(|fault| fault.span.as_ref().map_or(usize::MAX, |span| span.start));
         Self {
             source_name: source_name.to_owned(),
-            problems: faults.iter().map(|fault| lines.finding(fault)).collect(),
+            count: faults.len(),
+            problems: faults
+                .iter()
+                .take(SHOWN_MAX)
+                .map(|fault| lines.finding(fault))
+                .collect(),
         }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = self.problems.len();
+        let count = self.count;
         let noun = if count == 1 { "problem" } else { "problems" };
         writeln!(f, "{}: {count} {noun}", self.source_name)?;
         for (index, problem) in self.problems.iter().enumerate() {
@@ -62,7 +75,10 @@ impl fmt::Display for Report {
             }
             problem.write(f, "error", &self.source_name)?;
         }
-        Ok(())
+        match count - self.problems.len() {
+            0 => Ok(()),
+            more => writeln!(f, "\nand {more} more"),
+        }
     }
 }
 
@@ -195,7 +211,10 @@ impl Cause {
                     .join(", ");
                 let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 match allowed.contains(',') {
-                    true => format!("`{key}` in {} must be one of {allowed}{near}", section.header()),
+                    true => format!(
+                        "`{key}` in {} must be one of {allowed}{near}",
+                        section.header()
+                    ),
                     false => format!("`{key}` in {} must be {allowed}{near}", section.header()),
                 }
             }
@@ -214,11 +233,11 @@ impl Cause {
                 section.name(),
                 section.header()
             ),
-            Self::OutOfBounds {
-                key,
-                section,
-                kind,
-            } => format!("`{key}` in {} must be {}", section.header(), kind.expected()),
+            Self::OutOfBounds { key, section, kind } => format!(
+                "`{key}` in {} must be {}",
+                section.header(),
+                kind.expected()
+            ),
             Self::Rule { says, .. } => (*says).to_owned(),
             Self::Syntax(words) => format!("not valid TOML: {}", words.0),
             Self::TooMany(section) => {
@@ -263,7 +282,11 @@ impl Cause {
                 section,
                 kind,
                 found,
-            } => format!("`{key}` in {} must be {}, not {found}", section.header(), kind.expected()),
+            } => format!(
+                "`{key}` in {} must be {}, not {found}",
+                section.header(),
+                kind.expected()
+            ),
         }
     }
 
@@ -276,8 +299,7 @@ impl Cause {
     }
 }
 
-pub(super) const SECRET_FORMS: &str =
-    "say where it is: { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" } (systemd)";
+pub(super) const SECRET_FORMS: &str = "say where it is: { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" } (systemd)";
 
 /// The name of an unknown key, if it looks like a name and not like a key of the other kind.
 pub(super) struct KeyName(String);
@@ -311,9 +333,10 @@ pub(super) struct SyntaxWords(String);
 
 impl SyntaxWords {
     pub(super) fn new(message: &str, source: &str) -> Self {
-        let quotes = message
-            .split(|c: char| !c.is_alphanumeric())
-            .any(|word| (word.len() >= 5 || word.contains(|c: char| c.is_ascii_digit())) && source.contains(word));
+        let quotes = message.split(|c: char| !c.is_alphanumeric()).any(|word| {
+            (word.len() >= 5 || word.contains(|c: char| c.is_ascii_digit()))
+                && source.contains(word)
+        });
         match quotes || message.is_empty() || message.len() > 200 || !message.is_ascii() {
             true => Self("cannot be read from here on".to_owned()),
             false => Self(message.replace('\n', " ")),
@@ -386,7 +409,8 @@ enum Token {
 
 impl<'t> Lines<'t> {
     /// For valid TOML; `showable` are the unknown keys, numbers and booleans that may be shown.
-    pub(super) fn parsed(text: &'t str, showable: Vec<Span>) -> Self {
+    pub(super) fn parsed(text: &'t str, mut showable: Vec<Span>) -> Self {
+        showable.sort_by_key(|span| span.start);
         Self {
             text,
             showable: Some(showable),
@@ -415,15 +439,24 @@ impl<'t> Lines<'t> {
     fn position(&self, at: usize) -> (usize, usize) {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-        let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let start = before
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
         let is_char_start = |b: &&u8| **b & 0xC0 != 0x80;
-        (line, before[start..].iter().filter(is_char_start).count() + 1)
+        (
+            line,
+            before[start..].iter().filter(is_char_start).count() + 1,
+        )
     }
 
     fn place(&self, span: Span) -> Place {
         let bytes = self.text.as_bytes();
         let at = span.start.min(bytes.len());
-        let start = bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let start = bytes[..at]
+            .iter()
+            .rposition(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
         let end = bytes[at..]
             .iter()
             .position(|b| *b == b'\n')
@@ -445,11 +478,15 @@ impl<'t> Lines<'t> {
     fn masked(&self, line: Span, span: Span, showable: &[Span]) -> (String, Range<usize>) {
         let mut out = String::new();
         let mut underline: Option<Range<usize>> = None;
-        for (token_span, token) in &self.tokens {
-            if token_span.end <= line.start {
-                continue;
-            }
+        let first = self
+            .tokens
+            .partition_point(|(token, _)| token.end <= line.start);
+        for (token_span, token) in &self.tokens[first..] {
             if token_span.start >= line.end || matches!(token, Token::Comment | Token::Newline) {
+                break;
+            }
+            if out.len() > COLUMNS_MAX {
+                out.push_str(" ...");
                 break;
             }
             let begin = out.len();
@@ -459,9 +496,8 @@ impl<'t> Lines<'t> {
                 Token::Punctuation => out.push_str(source),
                 Token::Word if table::is_known_word(source) => out.push_str(source),
                 Token::Word => {
-                    let shown = showable
-                        .iter()
-                        .any(|s| s.start <= token_span.start && token_span.end <= s.end);
+                    let after = showable.partition_point(|s| s.start <= token_span.start);
+                    let shown = after > 0 && token_span.end <= showable[after - 1].end;
                     out.push_str(if shown { source } else { "***" });
                 }
                 Token::Text => out.push_str("\"***\""),
@@ -475,7 +511,10 @@ impl<'t> Lines<'t> {
         let out = out.trim_end().to_owned();
         let end = out.len();
         let underline = underline.unwrap_or(end..end + 1);
-        (out, underline.start..underline.end.min(end.max(underline.start + 1)))
+        (
+            out,
+            underline.start..underline.end.min(end.max(underline.start + 1)),
+        )
     }
 }
 
@@ -494,7 +533,11 @@ fn masked_unparsed(line: &[u8], at: usize) -> (String, Range<usize>) {
         true => column + 1,
         false => column,
     };
-    let length = if out[column.min(out.len())..].starts_with("***") { 3 } else { 1 };
+    let length = if out[column.min(out.len())..].starts_with("***") {
+        3
+    } else {
+        1
+    };
     (out, column..column + length)
 }
 
@@ -526,7 +569,11 @@ fn known_beginning(line: &[u8]) -> Option<usize> {
             if opened == 0 {
                 return (skip(&mut at, b"=", 1) == 1).then_some(at);
             }
-            return Some(if skip(&mut at, b"]", 2) > 0 { at } else { word_end });
+            return Some(if skip(&mut at, b"]", 2) > 0 {
+                at
+            } else {
+                word_end
+            });
         }
     }
 }
@@ -559,7 +606,10 @@ fn tokens(text: &str) -> Vec<(Span, Token)> {
 }
 
 fn run(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
-    bytes.iter().position(|b| !belongs(*b)).unwrap_or(bytes.len())
+    bytes
+        .iter()
+        .position(|b| !belongs(*b))
+        .unwrap_or(bytes.len())
 }
 
 /// The length of the string at the beginning of `bytes`, quotes included.

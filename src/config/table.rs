@@ -35,10 +35,16 @@ pub(super) enum Kind {
     Bool,
     Cidr,
     /// Milliseconds.
-    Duration { min: u64, max: u64 },
+    Duration {
+        min: u64,
+        max: u64,
+    },
     Endpoint,
     Host,
-    Integer { min: u64, max: u64 },
+    Integer {
+        min: u64,
+        max: u64,
+    },
     List(&'static Kind),
     Name,
     OneOf(&'static [&'static str]),
@@ -47,7 +53,10 @@ pub(super) enum Kind {
     PublicUrl,
     Secret,
     /// Bytes.
-    Size { min: u64, max: u64 },
+    Size {
+        min: u64,
+        max: u64,
+    },
 }
 
 /// A list longer than this is a mistake, and would be slow to check.
@@ -83,7 +92,9 @@ impl Section {
 
 /// The sections that stand at the top of a file.
 pub(super) fn top_level() -> impl Iterator<Item = &'static Section> {
-    SECTIONS.iter().filter(|section| !section.path.contains('.'))
+    SECTIONS
+        .iter()
+        .filter(|section| !section.path.contains('.'))
 }
 
 /// Whether `word` is one of our own key or section names, and so cannot be anyone's secret.
@@ -161,7 +172,12 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: true,
         doc: "An address that accepts traffic. Without any: 127.0.0.1:8443 with TLS.",
         keys: &[
-            key("name", Kind::Name, "\"main\"", "Unique; a label in the metrics."),
+            key(
+                "name",
+                Kind::Name,
+                "\"main\"",
+                "Unique; a label in the metrics.",
+            ),
             required(
                 "address",
                 Kind::Address,
@@ -193,7 +209,12 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: true,
         doc: "A server certificate. Without any: a self-signed one is made in memory at start.",
         keys: &[
-            required("name", Kind::Name, "\"edge\"", "Unique; a label in the metrics."),
+            required(
+                "name",
+                Kind::Name,
+                "\"edge\"",
+                "Unique; a label in the metrics.",
+            ),
             required(
                 "cert_file",
                 Kind::Path,
@@ -219,7 +240,12 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: false,
         doc: "TLS towards clients.",
         keys: &[
-            key("min_version", Kind::OneOf(&["1.2", "1.3"]), "\"1.2\"", "The oldest version that is spoken."),
+            key(
+                "min_version",
+                Kind::OneOf(&["1.2", "1.3"]),
+                "\"1.2\"",
+                "The oldest version that is spoken.",
+            ),
             key(
                 "client_auth",
                 Kind::OneOf(&["none", "optional", "required"]),
@@ -234,7 +260,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key(
                 "reload_interval",
-                Kind::Duration { min: 1_000, max: HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
                 "\"2s\"",
                 "How often certificate files are looked at.",
             ),
@@ -266,79 +295,118 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "connections",
-                Kind::Integer { min: 1, max: 10_000_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
                 "20000",
                 "Open client connections, all listeners together. Lowered at start to what the descriptor limit allows.",
             ),
             key(
                 "connections_per_address",
-                Kind::Integer { min: 1, max: 10_000_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
                 "1024",
                 "Open connections of one address (IPv6: of one /64).",
             ),
             key(
                 "handshakes_in_flight",
-                Kind::Integer { min: 1, max: 1_000_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
                 "256",
                 "TLS handshakes in flight per worker.",
             ),
             key(
                 "handshake_timeout",
-                Kind::Duration { min: 100, max: MINUTE },
+                Kind::Duration {
+                    min: 100,
+                    max: MINUTE,
+                },
                 "\"5s\"",
                 "For a TLS handshake.",
             ),
             key(
                 "head_timeout",
-                Kind::Duration { min: 100, max: 5 * MINUTE },
+                Kind::Duration {
+                    min: 100,
+                    max: 5 * MINUTE,
+                },
                 "\"10s\"",
                 "From the first byte of a request head to its last.",
             ),
             key(
                 "first_request_timeout",
-                Kind::Duration { min: 100, max: 5 * MINUTE },
+                Kind::Duration {
+                    min: 100,
+                    max: 5 * MINUTE,
+                },
                 "\"10s\"",
                 "From the end of the handshake to the first request.",
             ),
             key(
                 "idle_timeout",
-                Kind::Duration { min: 1_000, max: HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
                 "\"60s\"",
                 "A client connection without a request in flight.",
             ),
             key(
                 "connection_age",
-                Kind::Duration { min: 10_000, max: 24 * HOUR },
+                Kind::Duration {
+                    min: 10_000,
+                    max: 24 * HOUR,
+                },
                 "\"1h\"",
                 "A connection gets no new requests after this age; spread by up to a tenth.",
             ),
             key(
                 "requests_per_connection",
-                Kind::Integer { min: 1, max: 10_000_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
                 "1000",
                 "Requests on one connection; spread by up to a tenth.",
             ),
             key(
                 "streams_per_connection",
-                Kind::Integer { min: 1, max: 10_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000,
+                },
                 "100",
                 "HTTP/2 streams open at once on one connection.",
             ),
             key(
                 "cancels_per_connection",
-                Kind::Integer { min: 1, max: 1_000_000 },
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
                 "100",
                 "Requests that a client gives up on one connection within 30 s before it is told to go away.",
             ),
             key(
                 "head_bytes",
-                Kind::Size { min: 8 * KIB, max: 256 * KIB },
+                Kind::Size {
+                    min: 8 * KIB,
+                    max: 256 * KIB,
+                },
                 "\"64KiB\"",
                 "Size of one request head.",
             ),
             key(
                 "head_fields",
-                Kind::Integer { min: 16, max: 1_000 },
+                Kind::Integer {
+                    min: 16,
+                    max: 1_000,
+                },
                 "100",
                 "Header fields of one request.",
             ),
@@ -350,25 +418,37 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key(
                 "body_grace",
-                Kind::Duration { min: 1_000, max: HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
                 "\"30s\"",
                 "The time over which `body_rate_min` is averaged.",
             ),
             key(
                 "write_stall",
-                Kind::Duration { min: 1_000, max: HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
                 "\"60s\"",
                 "A client that accepts no byte for this long while bytes wait is dropped.",
             ),
             key(
                 "body_bytes",
-                Kind::Size { min: KIB, max: 1024 * GIB },
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
                 "\"32MiB\"",
                 "Size of a request body on JSON routes.",
             ),
             key(
                 "upload_bytes",
-                Kind::Size { min: KIB, max: 1024 * GIB },
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
                 "\"512MiB\"",
                 "Size of a request body on upload routes (files, audio, images, batches).",
             ),
@@ -381,13 +461,19 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "grace",
-                Kind::Duration { min: 0, max: 10 * MINUTE },
+                Kind::Duration {
+                    min: 0,
+                    max: 10 * MINUTE,
+                },
                 "\"5s\"",
                 "Between \"not ready\" and the end of accepting, so that load balancers notice.",
             ),
             key(
                 "deadline",
-                Kind::Duration { min: 0, max: 24 * HOUR },
+                Kind::Duration {
+                    min: 0,
+                    max: 24 * HOUR,
+                },
                 "\"10m\"",
                 "From the signal until open streams are cut; not below `grace`.",
             ),
@@ -419,7 +505,12 @@ pub(super) const SECTIONS: &[Section] = &[
         doc: "Health, readiness and drain, for this machine only.",
         keys: &[
             key("enabled", Kind::Bool, "true", "Off: no such listener."),
-            key("address", Kind::Address, "\"127.0.0.1:9465\"", "A loopback address."),
+            key(
+                "address",
+                Kind::Address,
+                "\"127.0.0.1:9465\"",
+                "A loopback address.",
+            ),
         ],
     },
     Section {
@@ -427,8 +518,18 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: false,
         doc: "Events on standard error: labels and numbers, never content. No level shows more than that.",
         keys: &[
-            key("format", Kind::OneOf(&["text", "json"]), "\"text\"", "How a line looks."),
-            key("level", Kind::OneOf(&["error", "warn", "info"]), "\"info\"", "The least important level that is written."),
+            key(
+                "format",
+                Kind::OneOf(&["text", "json"]),
+                "\"text\"",
+                "How a line looks.",
+            ),
+            key(
+                "level",
+                Kind::OneOf(&["error", "warn", "info"]),
+                "\"info\"",
+                "The least important level that is written.",
+            ),
         ],
     },
     Section {
@@ -444,7 +545,15 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             required(
                 "provider",
-                Kind::OneOf(&["openai", "anthropic", "gemini", "vertex", "bedrock", "azure", "compatible"]),
+                Kind::OneOf(&[
+                    "openai",
+                    "anthropic",
+                    "gemini",
+                    "vertex",
+                    "bedrock",
+                    "azure",
+                    "compatible",
+                ]),
                 "\"openai\"",
                 "Whose API it is. `compatible`: any other service that speaks OpenAI's.",
             ),
@@ -492,31 +601,46 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key(
                 "connections",
-                Kind::Integer { min: 1, max: 65_535 },
+                Kind::Integer {
+                    min: 1,
+                    max: 65_535,
+                },
                 "1024",
                 "Connections per worker and endpoint.",
             ),
             key(
                 "connect_timeout",
-                Kind::Duration { min: 100, max: MINUTE },
+                Kind::Duration {
+                    min: 100,
+                    max: MINUTE,
+                },
                 "\"5s\"",
                 "DNS, TCP and TLS together.",
             ),
             key(
                 "head_timeout",
-                Kind::Duration { min: 1_000, max: 24 * HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: 24 * HOUR,
+                },
                 "\"15m\"",
                 "From the request's end (or the last byte sent) to the response head.",
             ),
             key(
                 "silence_timeout",
-                Kind::Duration { min: 1_000, max: 24 * HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: 24 * HOUR,
+                },
                 "\"15m\"",
                 "Longest silence within a stream.",
             ),
             key(
                 "idle_timeout",
-                Kind::Duration { min: 1_000, max: HOUR },
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
                 "\"30s\"",
                 "A pooled connection without a request in flight.",
             ),
@@ -534,7 +658,10 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             optional(
                 "body_bytes",
-                Kind::Size { min: KIB, max: 1024 * GIB },
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
                 "\"64MiB\"",
                 "Replaces the body sizes of [limits] for this upstream.",
             ),
@@ -560,7 +687,6 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
 ];
-
 
 impl Kind {
     /// Whether the value is a text that `parse` checks and keeps as text.
@@ -594,7 +720,9 @@ impl Kind {
             }
             Self::Path => "a path in quotes".to_owned(),
             Self::Prefix => "a path such as \"/openai\"".to_owned(),
-            Self::Secret => "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned(),
+            Self::Secret => {
+                "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned()
+            }
             Self::Size { min, max } => format!(
                 "a size from {} to {}: a number of bytes, or such as \"64KiB\" or \"32MiB\"",
                 size_text(*min),

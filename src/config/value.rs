@@ -31,7 +31,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     for (factor_ms, unit) in [(3_600_000, "h"), (60_000, "m"), (1_000, "s")] {
-        if ms > 0 && ms % factor_ms == 0 {
+        if ms > 0 && ms.is_multiple_of(factor_ms) {
             return format!("{}{unit}", ms / factor_ms);
         }
     }
@@ -43,7 +43,9 @@ pub(super) fn duration_text(duration: Duration) -> String {
 
 /// `1024B`, `64KiB`, `32MiB`, `1GiB`, or a bare number of bytes.
 pub(super) fn size(text: &str) -> Option<u64> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit_at = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let shift = match unit {
         "" | "B" => 0,
@@ -175,7 +177,8 @@ fn url(text: &str) -> Result<(bool, Host, u16, String), &'static str> {
             .filter(|port: &u16| *port > 0 && digits.bytes().all(|b| b.is_ascii_digit()))
             .ok_or("must have a port from 1 to 65535 after the `:`")?,
     };
-    let host = any_host(host).ok_or("must name a host: a DNS name, an IPv4 address or an IPv6 address in brackets")?;
+    let host = any_host(host)
+        .ok_or("must name a host: a DNS name, an IPv4 address or an IPv6 address in brackets")?;
     Ok((tls, host, port, base_path(path)?))
 }
 
@@ -196,7 +199,9 @@ fn base_path(path: &str) -> Result<String, &'static str> {
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
     let (tls, host, port, base_path) = url(text)?;
     if !tls && !is_near(&host) {
-        return Err("must use https://: plain http:// is for `localhost`, loopback and private addresses");
+        return Err(
+            "must use https://: plain http:// is for `localhost`, loopback and private addresses",
+        );
     }
     let host = match host {
         Host::Name(name) => name,
@@ -253,8 +258,9 @@ pub(super) fn prefix(text: &str) -> Result<(), &'static str> {
     };
     let ok = text.is_empty()
         || (text.len() <= 128 && text.starts_with('/') && text[1..].split('/').all(segment_ok));
-    ok.then_some(())
-        .ok_or("must be a path such as /openai: letters, digits and -._~ between slashes, none at the end")
+    ok.then_some(()).ok_or(
+        "must be a path such as /openai: letters, digits and -._~ between slashes, none at the end",
+    )
 }
 
 /// A network such as 10.0.0.0/8 in its one spelling; a bare address is a network of one.
@@ -364,19 +370,43 @@ mod tests {
     #[test]
     fn urls() {
         for (text, expected) in [
-            ("https://api.openai.com", Some((true, "api.openai.com", 443, ""))),
-            ("https://API.openai.com/", Some((true, "api.openai.com", 443, ""))),
-            ("https://openrouter.ai/api", Some((true, "openrouter.ai", 443, "/api"))),
-            ("https://openrouter.ai:8443/api/v1/", Some((true, "openrouter.ai", 8443, "/api/v1"))),
-            ("https://[2001:db8::1]:444/x", Some((true, "2001:db8::1", 444, "/x"))),
+            (
+                "https://api.openai.com",
+                Some((true, "api.openai.com", 443, "")),
+            ),
+            (
+                "https://API.openai.com/",
+                Some((true, "api.openai.com", 443, "")),
+            ),
+            (
+                "https://openrouter.ai/api",
+                Some((true, "openrouter.ai", 443, "/api")),
+            ),
+            (
+                "https://openrouter.ai:8443/api/v1/",
+                Some((true, "openrouter.ai", 8443, "/api/v1")),
+            ),
+            (
+                "https://[2001:db8::1]:444/x",
+                Some((true, "2001:db8::1", 444, "/x")),
+            ),
             ("https://[::1]", Some((true, "::1", 443, ""))),
-            ("http://localhost:9000", Some((false, "localhost", 9000, ""))),
+            (
+                "http://localhost:9000",
+                Some((false, "localhost", 9000, "")),
+            ),
             ("http://127.0.0.1", Some((false, "127.0.0.1", 80, ""))),
-            ("http://10.1.2.3:80/v1", Some((false, "10.1.2.3", 80, "/v1"))),
+            (
+                "http://10.1.2.3:80/v1",
+                Some((false, "10.1.2.3", 80, "/v1")),
+            ),
             ("http://192.168.1.1", Some((false, "192.168.1.1", 80, ""))),
             ("http://[::1]:8080", Some((false, "::1", 8080, ""))),
             ("http://[fd00::1]", Some((false, "fd00::1", 80, ""))),
-            ("http://[::ffff:127.0.0.1]", Some((false, "::ffff:127.0.0.1", 80, ""))),
+            (
+                "http://[::ffff:127.0.0.1]",
+                Some((false, "::ffff:127.0.0.1", 80, "")),
+            ),
             ("http://api.openai.com", None),
             ("http://8.8.8.8", None),
             ("http://169.254.169.254", None),
@@ -419,8 +449,14 @@ mod tests {
                 .map(|e| (e.tls, e.host.as_str(), e.port, e.base_path.as_str()));
             assert_eq!(got, expected, "{text}");
         }
-        assert_eq!(public_url("https://Edge.example.com:443/"), Ok("https://edge.example.com".to_owned()));
-        assert_eq!(public_url("http://[::1]:8080/x/"), Ok("http://[::1]:8080/x".to_owned()));
+        assert_eq!(
+            public_url("https://Edge.example.com:443/"),
+            Ok("https://edge.example.com".to_owned())
+        );
+        assert_eq!(
+            public_url("http://[::1]:8080/x/"),
+            Ok("http://[::1]:8080/x".to_owned())
+        );
     }
 
     #[test]
