@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod app;
 pub(crate) mod clock;
+pub mod cli;
 pub mod config;
 pub(crate) mod drain;
 pub mod hygiene;

@@ -38,8 +38,6 @@ pub(crate) enum Refusal {
     BodyTooSlow,
     /// The request body broke off; nobody reads the answer.
     ClientGone,
-    /// The process is ending.
-    Draining,
     /// An expectation other than `100-continue`.
     Expectation,
     /// A fault of ours.

@@ -1,16 +1,29 @@
 //! The configuration: what the operator wrote, checked once, immutable afterwards.
 //!
 //! `RawConfig` (private, in `parse`) is the text as written; [`Config`] is what the rest of the
-//! program sees. A value of type [`Config`] has passed every check: names are valid and unique,
+//! program sees. `table` describes every key once; `report` tells what is wrong without quoting it. A value of type [`Config`] has passed every check: names are valid and unique,
 //! references resolve, numbers are within their bounds. A reload makes a new one.
 
+mod check;
+pub mod describe;
+mod parse;
+mod report;
+mod table;
+mod value;
+
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hygiene::Secret;
 use crate::provider::Provider;
+
+use self::check::Surroundings;
+use self::report::{Cause, Fault, Lines};
+pub use self::report::{Report, Warning};
 
 /// The whole checked configuration.
 pub struct Config {
@@ -262,10 +275,113 @@ pub enum Roots {
     File(PathBuf),
 }
 
+/// A checked configuration and what came up on the way.
+pub struct Loaded {
+    pub config: Arc<Config>,
+    /// In file order.
+    pub warnings: Vec<Warning>,
+    /// The configuration as TOML with all defaults filled in and secrets masked.
+    pub shown: String,
+}
+
 impl Config {
     /// The configuration of `nullhop run` without a file: the five providers, pass-through, a
     /// self-signed certificate, loopback port 8443.
-    pub fn built_in() -> Arc<Config> {
-        unimplemented!()
+    pub fn built_in() -> Arc<Self> {
+        Self::load_built_in().config
+    }
+
+    /// [`Config::built_in`] with its rendering.
+    pub fn load_built_in() -> Loaded {
+        let loaded = Self::from_toml(BUILT_IN, Path::new(""), "built-in configuration");
+        loaded.expect("a test reads it")
+    }
+
+    /// Reads and checks a file, and the files and variables that it names.
+    pub fn load(path: &Path) -> Result<Loaded, Report> {
+        let source_name = path.display().to_string();
+        let refused = |says| {
+            let cause = Cause::Rule { says, help: None };
+            Report::new(
+                &source_name,
+                &Lines::unparsed(""),
+                vec![Fault { span: None, cause }],
+            )
+        };
+        let file = File::open(path).map_err(|error| {
+            refused(match check::words(error) {
+                "does not exist" => "this file does not exist",
+                "may not be read by this user" => "this file may not be read by this user",
+                _ => "this file cannot be read",
+            })
+        })?;
+        let mut bytes = Vec::new();
+        file.take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|_| refused("this file cannot be read"))?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            return Err(refused("this file is larger than 1 MiB"));
+        }
+        let text = String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))?;
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        Self::from_toml(&text, base_dir, &source_name)
+    }
+
+    /// Checks `text`; relative paths in it begin at `base_dir`, and reports call it `source_name`.
+    pub fn from_toml(text: &str, base_dir: &Path, source_name: &str) -> Result<Loaded, Report> {
+        let surroundings = Surroundings {
+            base_dir,
+            variable: &|name| std::env::var_os(name),
+        };
+        Self::from_surroundings(text, source_name, &surroundings)
+    }
+
+    fn from_surroundings(
+        text: &str,
+        source_name: &str,
+        surroundings: &Surroundings<'_>,
+    ) -> Result<Loaded, Report> {
+        let mut faults = Vec::new();
+        let mut doubts = Vec::new();
+        let mut raw = match parse::parse(text, &mut faults) {
+            Ok(raw) => raw,
+            Err(fault) => {
+                return Err(Report::new(
+                    source_name,
+                    &Lines::unparsed(text),
+                    vec![fault],
+                ));
+            }
+        };
+        let config = check::check(&mut raw, surroundings, &mut faults, &mut doubts);
+        let shown = check::show(&raw);
+        let lines = Lines::parsed(text, raw.showable);
+        let Some(config) = config else {
+            return Err(Report::new(source_name, &lines, faults));
+        };
+        doubts.sort_by_key(|doubt| doubt.span.as_ref().map_or(usize::MAX, |span| span.start));
+        let warning = |doubt: &Fault| Warning::new(source_name, &lines, doubt);
+        Ok(Loaded {
+            config: Arc::new(config),
+            warnings: doubts.iter().map(warning).collect(),
+            shown,
+        })
+    }
+}
+
+/// What [`Config::built_in`] reads.
+pub(crate) const BUILT_IN: &str = include_str!("built_in.toml");
+
+/// A thousand upstreams fit; a wrong file does not take the machine's memory.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in() {
+        let config = Config::built_in();
+        assert_eq!(config.upstreams.len(), 5);
     }
 }

@@ -200,6 +200,19 @@ impl AnswerBody {
         Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(tally))
     }
 
+    /// Whether the request body needs no more watching.
+    pub(crate) fn upload_over(&self) -> bool {
+        match self {
+            Self::Relayed(relayed) => relayed.ended || relayed.upload.ended(),
+            Self::Fixed(..) => true,
+        }
+    }
+
+    /// A text of ours whose account is closed already.
+    pub(crate) fn unaccounted(text: Bytes) -> Self {
+        Self::Fixed(Some(text), None)
+    }
+
     /// Nothing, on behalf of nobody.
     pub(crate) fn empty() -> Self {
         Self::Fixed(None, None)

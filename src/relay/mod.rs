@@ -38,10 +38,12 @@ use crate::upstream::UploadFault;
 use crate::upstream::Upstream;
 
 pub(crate) use body::AnswerBody;
+pub(crate) use body::BodyFault;
 use body::Relayed;
 pub(crate) use body::StallMark;
 pub(crate) use tally::Tally;
 pub(crate) use websocket::Peer;
+pub(crate) use websocket::is_upgrade;
 pub(crate) use websocket::upgrade;
 
 /// A client that still sends when its answer is ready may go on for this long and this much, so

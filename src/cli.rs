@@ -1,0 +1,397 @@
+//! The command line.
+//!
+//! Everything that only reads the configuration happens here; `run` and `demo` are handed in, since
+//! the command line stands below the program that it starts.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Loaded, Report, Upstream, describe};
+use crate::provider::Provider;
+
+/// It did not work: a port that is taken, a file that cannot be written.
+const FAILED: u8 = 1;
+/// The command or the configuration is wrong. The same as clap's own.
+const WRONG: u8 = 2;
+
+/// nullhop: a streaming edge proxy for LLM APIs that keeps nothing.
+#[derive(Parser)]
+#[command(name = "nullhop", version, about = "A zero-retention streaming edge proxy for LLM APIs", long_about = QUICK_START, after_long_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const QUICK_START: &str = "\
+A zero-retention streaming edge proxy for LLM APIs.
+
+Start it, then point clients at it; they keep their own keys:
+
+  nullhop run                      listens on https://127.0.0.1:8443
+
+  OpenAI SDKs                      OPENAI_BASE_URL=https://localhost:8443/openai/v1
+  Codex, in its config.toml        openai_base_url = \"https://localhost:8443/openai/v1\"
+  Anthropic SDKs, Claude Code      ANTHROPIC_BASE_URL=https://localhost:8443/anthropic
+  Gemini SDKs, Gemini CLI          GOOGLE_GEMINI_BASE_URL=https://localhost:8443/gemini
+  DeepSeek, OpenRouter             .../deepseek/v1, .../openrouter/v1 in any OpenAI SDK
+
+OpenAI bases end in /v1, Anthropic and Gemini bases do not: their SDKs add the version.
+Without a configuration the certificate is self-signed, so clients must be told to trust it;
+`nullhop init` writes a configuration in which you name your own.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed while running
+  2  the command or the configuration is wrong";
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serve traffic until SIGTERM or SIGINT
+    #[command(after_help = "\
+Examples:
+  nullhop run
+  nullhop run --listen 127.0.0.1:9443
+  nullhop run -c /etc/nullhop/nullhop.toml
+
+SIGHUP reads the file again; SIGTERM and SIGINT let open streams finish first.")]
+    Run(RunArgs),
+    /// Check a configuration and say what clients should use
+    #[command(after_help = "\
+Examples:
+  nullhop check -c nullhop.toml
+  nullhop check -c nullhop.toml --json
+
+Every problem is reported at once. Values of the file are never shown. Exit code 2 if there are problems.")]
+    Check(CheckArgs),
+    /// Write a configuration to begin with
+    #[command(after_help = "\
+Examples:
+  nullhop init > nullhop.toml
+  nullhop init --output /etc/nullhop/nullhop.toml
+
+A file that exists is left alone.")]
+    Init(InitArgs),
+    /// Explain the configuration
+    Config(ConfigArgs),
+    /// Try it without keys: a scripted provider behind nullhop, on this machine
+    #[command(after_help = "\
+Examples:
+  nullhop demo
+  nullhop demo --port 9443
+  nullhop demo --once")]
+    Demo(DemoArgs),
+}
+
+/// `nullhop run`
+#[derive(Args)]
+pub struct RunArgs {
+    /// Configuration file; without it, five providers in pass-through on 127.0.0.1:8443
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Listen here instead of where the configuration says (if it has one listener)
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `nullhop check`
+#[derive(Args)]
+pub struct CheckArgs {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Say it in JSON, on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nullhop init`
+#[derive(Args)]
+pub struct InitArgs {
+    /// Where to write; standard output if not given
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `nullhop config`
+#[derive(Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub topic: ConfigTopic,
+}
+
+/// What to explain.
+#[derive(Subcommand)]
+pub enum ConfigTopic {
+    /// Print a JSON Schema of the file, for editors
+    #[command(after_help = "Example:\n  nullhop config schema > nullhop.schema.json")]
+    Schema,
+    /// Print a checked configuration with all defaults filled in and secrets masked
+    #[command(after_help = "\
+Examples:
+  nullhop config show
+  nullhop config show -c nullhop.toml")]
+    Show {
+        /// Configuration file; the built-in configuration if not given
+        #[arg(short, long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Print the reference of all sections and keys, in Markdown
+    #[command(after_help = "Example:\n  nullhop config reference | less")]
+    Reference,
+}
+
+/// `nullhop demo`
+#[derive(Args)]
+pub struct DemoArgs {
+    /// Port on 127.0.0.1; any free one if not given
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    /// Relay one stream, show what was kept of it, and leave
+    #[arg(long)]
+    pub once: bool,
+}
+
+impl RunArgs {
+    /// The configuration that these arguments name. Also what a reload calls.
+    pub fn load(&self) -> Result<Loaded, RunRefused> {
+        let mut loaded = match &self.config {
+            Some(path) => Config::load(path).map_err(RunRefused::Configuration)?,
+            None => Config::load_built_in(),
+        };
+        if let Some(address) = self.listen {
+            let config = Arc::get_mut(&mut loaded.config).expect("it was made a line ago");
+            let [listener] = config.listeners.as_mut_slice() else {
+                return Err(RunRefused::ListenNeedsOneListener);
+            };
+            if !listener.tls && !address.ip().to_canonical().is_loopback() {
+                return Err(RunRefused::ListenNeedsTls);
+            }
+            listener.address = address;
+        }
+        Ok(loaded)
+    }
+}
+
+/// Why [`RunArgs::load`] gives nothing. `Display` is for terminals, without a newline at the end.
+#[derive(Debug)]
+pub enum RunRefused {
+    Configuration(Report),
+    ListenNeedsOneListener,
+    ListenNeedsTls,
+}
+
+impl std::fmt::Display for RunRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Configuration(report) => f.write_str(report.to_string().trim_end()),
+            Self::ListenNeedsOneListener => {
+                f.write_str("error: --listen needs a configuration with exactly one [[listener]]")
+            }
+            Self::ListenNeedsTls => {
+                f.write_str("error: --listen beyond loopback needs a [[listener]] with TLS")
+            }
+        }
+    }
+}
+
+/// Does what the command line says; `run` and `demo` are the program's.
+pub fn dispatch(
+    cli: Cli,
+    run: fn(RunArgs) -> ExitCode,
+    demo: fn(DemoArgs) -> ExitCode,
+) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let mut err = io::stderr();
+    let done = match cli.command {
+        Command::Run(args) => {
+            drop(out);
+            return run(args);
+        }
+        Command::Demo(args) => {
+            drop(out);
+            return demo(args);
+        }
+        Command::Check(args) => check(&args, &mut out, &mut err),
+        Command::Init(args) => init(&args, &mut out, &mut err),
+        Command::Config(args) => config(&args, &mut out, &mut err),
+    };
+    let code = match done.and_then(|code| out.flush().map(|()| code)) {
+        Ok(code) => code,
+        // `nullhop config reference | head` is no failure.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(_) => FAILED,
+    };
+    ExitCode::from(code)
+}
+
+fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let loaded = match Config::load(&args.config) {
+        Ok(loaded) => loaded,
+        Err(report) if args.json => {
+            writeln!(out, "{:#}", report.to_json())?;
+            return Ok(WRONG);
+        }
+        Err(report) => {
+            write!(err, "{report}")?;
+            return Ok(WRONG);
+        }
+    };
+    let config = &loaded.config;
+    let bases = |upstream| (upstream, base_urls(config, upstream));
+    let upstreams: Vec<_> = config.upstreams.iter().map(bases).collect();
+    if args.json {
+        let warnings: Vec<_> = loaded
+            .warnings
+            .iter()
+            .map(|warning| warning.to_json())
+            .collect();
+        let upstreams: Vec<_> = upstreams
+            .iter()
+            .map(|(upstream, urls)| serde_json::json!({ "name": upstream.name, "base_urls": urls }))
+            .collect();
+        let said = serde_json::json!({
+            "file": args.config.display().to_string(),
+            "valid": true,
+            "warnings": warnings,
+            "listeners": config.listeners.len(),
+            "upstreams": upstreams,
+        });
+        writeln!(out, "{said:#}")?;
+        return Ok(0);
+    }
+    for warning in &loaded.warnings {
+        writeln!(err, "{warning}")?;
+    }
+    writeln!(
+        out,
+        "{} is valid: {}, {}",
+        args.config.display(),
+        counted(config.listeners.len(), "listener"),
+        counted(config.upstreams.len(), "upstream"),
+    )?;
+    let width = config
+        .upstreams
+        .iter()
+        .map(|u| u.name.len())
+        .max()
+        .unwrap_or(0);
+    for (upstream, urls) in &upstreams {
+        for url in urls {
+            writeln!(out, "  {:width$}  {url}", upstream.name)?;
+        }
+    }
+    Ok(0)
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
+/// What clients of this upstream take as their base URL.
+pub fn base_urls(config: &Config, upstream: &Upstream) -> Vec<String> {
+    // OpenAI's SDKs want the version in the base, the others add it themselves. It may also be part
+    // of the upstream's own address.
+    let wants_version = matches!(upstream.provider, Provider::Openai | Provider::Compatible);
+    let has_version = upstream
+        .endpoints
+        .iter()
+        .any(|e| e.base_path.ends_with("/v1"));
+    let version = if wants_version && !has_version {
+        "/v1"
+    } else {
+        ""
+    };
+    let listener = config.listeners.first();
+    let scheme = if listener.is_none_or(|l| l.tls) {
+        "https"
+    } else {
+        "http"
+    };
+    let port = listener.map_or(443, |l| l.address.port());
+    let node = match (&config.public_url, listener) {
+        (Some(url), _) => url.clone(),
+        (None, Some(l)) if !l.address.ip().is_unspecified() => format!("{scheme}://{}", l.address),
+        (None, _) => format!("{scheme}://HOST:{port}"),
+    };
+    let mut urls = Vec::new();
+    if let Some(prefix) = &upstream.prefix {
+        urls.push(format!("{node}{prefix}{version}"));
+    }
+    // The public URL tells the port that clients see.
+    let port = match &config.public_url {
+        Some(_) => String::new(),
+        None if (scheme == "https" && port == 443) || (scheme == "http" && port == 80) => {
+            String::new()
+        }
+        None => format!(":{port}"),
+    };
+    urls.extend(
+        upstream
+            .hosts
+            .iter()
+            .map(|host| format!("{scheme}://{host}{port}{version}")),
+    );
+    if upstream.prefix.is_none() && upstream.hosts.is_empty() {
+        urls.push(format!("{node}{version}"));
+    }
+    urls
+}
+
+fn init(args: &InitArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let text = describe::init();
+    let Some(path) = &args.output else {
+        out.write_all(text.as_bytes())?;
+        return Ok(0);
+    };
+    let written = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
+    match written {
+        Ok(()) => {
+            let path = path.display();
+            writeln!(out, "wrote {path}; next: nullhop check -c {path}")?;
+            Ok(0)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            writeln!(err, "error: {} exists and is left alone", path.display())?;
+            Ok(WRONG)
+        }
+        Err(error) => {
+            writeln!(
+                err,
+                "error: cannot write {}: {}",
+                path.display(),
+                error.kind()
+            )?;
+            Ok(FAILED)
+        }
+    }
+}
+
+fn config(args: &ConfigArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    match &args.topic {
+        ConfigTopic::Schema => writeln!(out, "{:#}", describe::schema())?,
+        ConfigTopic::Reference => out.write_all(describe::reference().as_bytes())?,
+        ConfigTopic::Show { config } => match config.as_deref().map(Config::load) {
+            None => out.write_all(Config::load_built_in().shown.as_bytes())?,
+            Some(Ok(loaded)) => out.write_all(loaded.shown.as_bytes())?,
+            Some(Err(report)) => {
+                write!(err, "{report}")?;
+                return Ok(WRONG);
+            }
+        },
+    }
+    Ok(0)
+}

@@ -1,0 +1,733 @@
+//! Every section and every key, once.
+//!
+//! Parsing, bounds, suggestions, the JSON Schema, the file that `nullhop init` writes and
+//! `docs/configuration.md` are all made from this table. The checks that look at more than one key
+//! are in `check`.
+
+use std::time::Duration;
+
+use super::value::{duration_text, size_text};
+
+/// A TOML table or array of tables.
+pub(super) struct Section {
+    /// Dotted from the root: `upstream.endpoint`.
+    pub path: &'static str,
+    /// Written `[[path]]`, any number of times.
+    pub repeated: bool,
+    pub doc: &'static str,
+    pub keys: &'static [Key],
+}
+
+pub(super) struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As TOML. `None`: absent, or worked out as `doc` says.
+    pub default: Option<&'static str>,
+    /// As TOML, shown where there is no default.
+    pub example: &'static str,
+    pub required: bool,
+    pub doc: &'static str,
+}
+
+/// What may be written for a key.
+pub(super) enum Kind {
+    Address,
+    Bool,
+    Cidr,
+    /// Milliseconds.
+    Duration {
+        min: u64,
+        max: u64,
+    },
+    Endpoint,
+    Host,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    List(&'static Kind),
+    Name,
+    OneOf(&'static [&'static str]),
+    Path,
+    Prefix,
+    PublicUrl,
+    Secret,
+    /// Bytes.
+    Size {
+        min: u64,
+        max: u64,
+    },
+}
+
+/// A list longer than this is a mistake, and would be slow to check.
+pub(super) const LIST_MAX: usize = 1024;
+/// The same for repeated sections.
+pub(super) const BLOCKS_MAX: usize = 1024;
+
+pub(super) const NAME_PATTERN: &str = "^[a-z][a-z0-9-]{0,31}$";
+
+impl Section {
+    /// As it is written in a file: `[limits]`, `[[upstream]]`.
+    pub(super) fn header(&self) -> String {
+        match self.repeated {
+            true => format!("[[{}]]", self.path),
+            false => format!("[{}]", self.path),
+        }
+    }
+
+    /// The last part of the path.
+    pub(super) fn name(&self) -> &'static str {
+        self.path.rsplit('.').next().unwrap_or(self.path)
+    }
+
+    pub(super) fn children(&'static self) -> impl Iterator<Item = &'static Section> {
+        SECTIONS.iter().filter(|section| {
+            section
+                .path
+                .rsplit_once('.')
+                .is_some_and(|(parent, _)| parent == self.path)
+        })
+    }
+}
+
+/// The sections that stand at the top of a file.
+pub(super) fn top_level() -> impl Iterator<Item = &'static Section> {
+    SECTIONS
+        .iter()
+        .filter(|section| !section.path.contains('.'))
+}
+
+/// Whether `word` is one of our own key or section names, and so cannot be anyone's secret.
+pub(super) fn is_known_word(word: &str) -> bool {
+    ["file", "env", "credential"].contains(&word)
+        || SECTIONS
+            .iter()
+            .any(|s| s.name() == word || s.keys.iter().any(|k| k.name == word))
+}
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default: Some(default),
+        example: default,
+        required: false,
+        doc,
+    }
+}
+
+const fn optional(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default: None,
+        example,
+        required: false,
+        doc,
+    }
+}
+
+const fn required(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default: None,
+        example,
+        required: true,
+        doc,
+    }
+}
+
+/// In the order in which files, schema and reference show them.
+pub(super) const SECTIONS: &[Section] = &[
+    Section {
+        path: "node",
+        repeated: false,
+        doc: "This machine among others.",
+        keys: &[optional(
+            "pop",
+            Kind::Name,
+            "\"fra-1\"",
+            "Point of presence: a constant label on every metric. Not part of the fingerprint, so that nodes compare.",
+        )],
+    },
+    Section {
+        path: "runtime",
+        repeated: false,
+        doc: "Threads.",
+        keys: &[key(
+            "workers",
+            Kind::Integer { min: 0, max: 256 },
+            "0",
+            "Threads that serve traffic. 0: one per core.",
+        )],
+    },
+    Section {
+        path: "listener",
+        repeated: true,
+        doc: "An address that accepts traffic. Without any: 127.0.0.1:8443 with TLS.",
+        keys: &[
+            key(
+                "name",
+                Kind::Name,
+                "\"main\"",
+                "Unique; a label in the metrics.",
+            ),
+            required(
+                "address",
+                Kind::Address,
+                "\"127.0.0.1:8443\"",
+                "IP address and port. Port 0: any free one.",
+            ),
+            key(
+                "tls",
+                Kind::Bool,
+                "true",
+                "Off: HTTP without TLS, allowed on loopback addresses.",
+            ),
+            optional(
+                "plaintext",
+                Kind::OneOf(&["i-know"]),
+                "\"i-know\"",
+                "Allows `tls = false` on an address that is not loopback: keys and content then cross the network readable.",
+            ),
+            key(
+                "proxy_protocol_from",
+                Kind::List(&Kind::Cidr),
+                "[]",
+                "Networks whose connections must begin with a PROXY protocol header (v1 or v2). When set, all others are refused.",
+            ),
+        ],
+    },
+    Section {
+        path: "certificate",
+        repeated: true,
+        doc: "A server certificate. Without any: a self-signed one is made in memory at start.",
+        keys: &[
+            required(
+                "name",
+                Kind::Name,
+                "\"edge\"",
+                "Unique; a label in the metrics.",
+            ),
+            required(
+                "cert_file",
+                Kind::Path,
+                "\"edge.crt\"",
+                "PEM file: the certificate, then its chain. Watched for changes.",
+            ),
+            required(
+                "key",
+                Kind::Secret,
+                "{ file = \"edge.key\" }",
+                "PEM private key. A key that comes from a file is watched for changes.",
+            ),
+            key(
+                "default",
+                Kind::Bool,
+                "false",
+                "Served when the client names no host or an unknown one. If none says so, the first is.",
+            ),
+        ],
+    },
+    Section {
+        path: "tls",
+        repeated: false,
+        doc: "TLS towards clients.",
+        keys: &[
+            key(
+                "min_version",
+                Kind::OneOf(&["1.2", "1.3"]),
+                "\"1.2\"",
+                "The oldest version that is spoken.",
+            ),
+            key(
+                "client_auth",
+                Kind::OneOf(&["none", "optional", "required"]),
+                "\"none\"",
+                "Whether clients show a certificate.",
+            ),
+            optional(
+                "ca_file",
+                Kind::Path,
+                "\"clients-ca.pem\"",
+                "PEM file with the authorities of client certificates; needed when `client_auth` is on.",
+            ),
+            key(
+                "reload_interval",
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
+                "\"2s\"",
+                "How often certificate files are looked at.",
+            ),
+        ],
+    },
+    Section {
+        path: "server",
+        repeated: false,
+        doc: "How clients name this node.",
+        keys: &[
+            key(
+                "hosts",
+                Kind::List(&Kind::Host),
+                "[]",
+                "Host names that clients may use besides those of the certificates and of the upstreams.",
+            ),
+            optional(
+                "public_url",
+                Kind::PublicUrl,
+                "\"https://edge.example.com\"",
+                "Where clients reach this node; used in hints about base URLs.",
+            ),
+        ],
+    },
+    Section {
+        path: "limits",
+        repeated: false,
+        doc: "What clients can make this node hold, and how long they may take.",
+        keys: &[
+            key(
+                "connections",
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
+                "20000",
+                "Open client connections, all listeners together. Lowered at start to what the descriptor limit allows.",
+            ),
+            key(
+                "connections_per_address",
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
+                "1024",
+                "Open connections of one address (IPv6: of one /64).",
+            ),
+            key(
+                "handshakes_in_flight",
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
+                "256",
+                "TLS handshakes in flight per worker.",
+            ),
+            key(
+                "handshake_timeout",
+                Kind::Duration {
+                    min: 100,
+                    max: MINUTE,
+                },
+                "\"5s\"",
+                "For a TLS handshake.",
+            ),
+            key(
+                "head_timeout",
+                Kind::Duration {
+                    min: 100,
+                    max: 5 * MINUTE,
+                },
+                "\"10s\"",
+                "From the first byte of a request head to its last.",
+            ),
+            key(
+                "first_request_timeout",
+                Kind::Duration {
+                    min: 100,
+                    max: 5 * MINUTE,
+                },
+                "\"10s\"",
+                "From the end of the handshake to the first request.",
+            ),
+            key(
+                "idle_timeout",
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
+                "\"60s\"",
+                "A client connection without a request in flight.",
+            ),
+            key(
+                "connection_age",
+                Kind::Duration {
+                    min: 10_000,
+                    max: 24 * HOUR,
+                },
+                "\"1h\"",
+                "A connection gets no new requests after this age; spread by up to a tenth.",
+            ),
+            key(
+                "requests_per_connection",
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000_000,
+                },
+                "1000",
+                "Requests on one connection; spread by up to a tenth.",
+            ),
+            key(
+                "streams_per_connection",
+                Kind::Integer {
+                    min: 1,
+                    max: 10_000,
+                },
+                "100",
+                "HTTP/2 streams open at once on one connection.",
+            ),
+            key(
+                "cancels_per_connection",
+                Kind::Integer {
+                    min: 1,
+                    max: 1_000_000,
+                },
+                "100",
+                "Requests that a client gives up on one connection within 30 s before it is told to go away.",
+            ),
+            key(
+                "head_bytes",
+                Kind::Size {
+                    min: 8 * KIB,
+                    max: 256 * KIB,
+                },
+                "\"64KiB\"",
+                "Size of one request head.",
+            ),
+            key(
+                "head_fields",
+                Kind::Integer {
+                    min: 16,
+                    max: 1_000,
+                },
+                "100",
+                "Header fields of one request.",
+            ),
+            key(
+                "body_rate_min",
+                Kind::Size { min: 0, max: GIB },
+                "1024",
+                "Bytes per second of a request body, averaged over `body_grace`. 0: no minimum.",
+            ),
+            key(
+                "body_grace",
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
+                "\"30s\"",
+                "The time over which `body_rate_min` is averaged.",
+            ),
+            key(
+                "write_stall",
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
+                "\"60s\"",
+                "A client that accepts no byte for this long while bytes wait is dropped.",
+            ),
+            key(
+                "body_bytes",
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
+                "\"32MiB\"",
+                "Size of a request body on JSON routes.",
+            ),
+            key(
+                "upload_bytes",
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
+                "\"512MiB\"",
+                "Size of a request body on upload routes (files, audio, images, batches).",
+            ),
+        ],
+    },
+    Section {
+        path: "drain",
+        repeated: false,
+        doc: "Going away: on SIGTERM and SIGINT, open streams may finish.",
+        keys: &[
+            key(
+                "grace",
+                Kind::Duration {
+                    min: 0,
+                    max: 10 * MINUTE,
+                },
+                "\"5s\"",
+                "Between \"not ready\" and the end of accepting, so that load balancers notice.",
+            ),
+            key(
+                "deadline",
+                Kind::Duration {
+                    min: 0,
+                    max: 24 * HOUR,
+                },
+                "\"10m\"",
+                "From the signal until open streams are cut; not below `grace`.",
+            ),
+        ],
+    },
+    Section {
+        path: "metrics",
+        repeated: false,
+        doc: "Counts and durations for Prometheus at /metrics; never content.",
+        keys: &[
+            key("enabled", Kind::Bool, "true", "Off: no such listener."),
+            key(
+                "address",
+                Kind::Address,
+                "\"127.0.0.1:9464\"",
+                "An address that is not loopback should have a token.",
+            ),
+            optional(
+                "token",
+                Kind::Secret,
+                "{ env = \"NULLHOP_METRICS_TOKEN\" }",
+                "Bearer token that a scrape must carry.",
+            ),
+        ],
+    },
+    Section {
+        path: "admin",
+        repeated: false,
+        doc: "Health, readiness and drain, for this machine only.",
+        keys: &[
+            key("enabled", Kind::Bool, "true", "Off: no such listener."),
+            key(
+                "address",
+                Kind::Address,
+                "\"127.0.0.1:9465\"",
+                "A loopback address.",
+            ),
+        ],
+    },
+    Section {
+        path: "log",
+        repeated: false,
+        doc: "Events on standard error: labels and numbers, never content. No level shows more than that.",
+        keys: &[
+            key(
+                "format",
+                Kind::OneOf(&["text", "json"]),
+                "\"text\"",
+                "How a line looks.",
+            ),
+            key(
+                "level",
+                Kind::OneOf(&["error", "warn", "info"]),
+                "\"info\"",
+                "The least important level that is written.",
+            ),
+        ],
+    },
+    Section {
+        path: "upstream",
+        repeated: true,
+        doc: "A provider's API. At least one; at one address (`url`) or several ([[upstream.endpoint]]).",
+        keys: &[
+            required(
+                "name",
+                Kind::Name,
+                "\"openai\"",
+                "Unique; a label in the metrics. `none` is taken.",
+            ),
+            required(
+                "provider",
+                Kind::OneOf(&[
+                    "openai",
+                    "anthropic",
+                    "gemini",
+                    "vertex",
+                    "bedrock",
+                    "azure",
+                    "compatible",
+                ]),
+                "\"openai\"",
+                "Whose API it is. `compatible`: any other service that speaks OpenAI's.",
+            ),
+            optional(
+                "url",
+                Kind::Endpoint,
+                "\"https://api.openai.com\"",
+                "The address, with a path if the API has one. Known for openai, anthropic and gemini; the others need it.",
+            ),
+            optional(
+                "prefix",
+                Kind::Prefix,
+                "\"/openai\"",
+                "Paths below it lead here, without it. Default: `/` and the name. Empty: only `hosts` and bare paths lead here.",
+            ),
+            key(
+                "hosts",
+                Kind::List(&Kind::Host),
+                "[]",
+                "Host names that lead here with the path as it is.",
+            ),
+            key(
+                "bare",
+                Kind::Bool,
+                "false",
+                "Serves the well-known paths of its API without a prefix. One upstream per API.",
+            ),
+            key(
+                "protocol",
+                Kind::OneOf(&["auto", "h1", "h2"]),
+                "\"auto\"",
+                "HTTP version. `auto`: what ALPN settles on, h2 first.",
+            ),
+            optional(
+                "websocket",
+                Kind::Bool,
+                "true",
+                "Whether WebSockets are relayed. Default: on for openai, gemini, vertex and azure.",
+            ),
+            optional(
+                "ca_file",
+                Kind::Path,
+                "\"internal-ca.pem\"",
+                "PEM file: only these authorities are trusted. Default: the Mozilla list that is compiled in.",
+            ),
+            key(
+                "connections",
+                Kind::Integer {
+                    min: 1,
+                    max: 65_535,
+                },
+                "1024",
+                "Connections per worker and endpoint.",
+            ),
+            key(
+                "connect_timeout",
+                Kind::Duration {
+                    min: 100,
+                    max: MINUTE,
+                },
+                "\"5s\"",
+                "DNS, TCP and TLS together.",
+            ),
+            key(
+                "head_timeout",
+                Kind::Duration {
+                    min: 1_000,
+                    max: 24 * HOUR,
+                },
+                "\"15m\"",
+                "From the request's end (or the last byte sent) to the response head.",
+            ),
+            key(
+                "silence_timeout",
+                Kind::Duration {
+                    min: 1_000,
+                    max: 24 * HOUR,
+                },
+                "\"15m\"",
+                "Longest silence within a stream.",
+            ),
+            key(
+                "idle_timeout",
+                Kind::Duration {
+                    min: 1_000,
+                    max: HOUR,
+                },
+                "\"30s\"",
+                "A pooled connection without a request in flight.",
+            ),
+            key(
+                "privacy",
+                Kind::OneOf(&["address", "device", "session"]),
+                "\"device\"",
+                "What is kept from the provider: client addresses; also device metadata; also session ids.",
+            ),
+            key(
+                "attempts",
+                Kind::Integer { min: 1, max: 8 },
+                "3",
+                "Endpoints that are tried at most before the first byte.",
+            ),
+            optional(
+                "body_bytes",
+                Kind::Size {
+                    min: KIB,
+                    max: 1024 * GIB,
+                },
+                "\"64MiB\"",
+                "Replaces the body sizes of [limits] for this upstream.",
+            ),
+        ],
+    },
+    Section {
+        path: "upstream.endpoint",
+        repeated: true,
+        doc: "One address or region of the [[upstream]] above it, instead of `url`.",
+        keys: &[
+            required(
+                "url",
+                Kind::Endpoint,
+                "\"https://eu.api.openai.com\"",
+                "https://host[:port][/path]. http:// only for `localhost`, loopback and private addresses.",
+            ),
+            key(
+                "weight",
+                Kind::Integer { min: 1, max: 1_000 },
+                "1",
+                "Share of new requests among healthy endpoints.",
+            ),
+        ],
+    },
+];
+
+impl Kind {
+    /// Whether the value is a text that `parse` checks and keeps as text.
+    pub(super) fn is_text(&self) -> bool {
+        matches!(
+            self,
+            Self::Cidr | Self::Host | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl
+        )
+    }
+
+    /// "must be ...".
+    pub(super) fn expected(&self) -> String {
+        match self {
+            Self::Address => "an IP address and a port, such as \"127.0.0.1:8443\"".to_owned(),
+            Self::Bool => "true or false".to_owned(),
+            Self::Cidr => "a network, such as \"10.0.0.0/8\"".to_owned(),
+            Self::Duration { min, max } => format!(
+                "a duration from {} to {}, such as \"250ms\", \"5s\", \"15m\" or \"1h\"",
+                duration_text(Duration::from_millis(*min)),
+                duration_text(Duration::from_millis(*max)),
+            ),
+            Self::Endpoint | Self::PublicUrl => "a URL in quotes".to_owned(),
+            Self::Host => "a host name in quotes".to_owned(),
+            Self::Integer { min, max } => format!("an integer from {min} to {max}"),
+            Self::List(Kind::Cidr) => "a list of networks, such as [\"10.0.0.0/8\"]".to_owned(),
+            Self::List(_) => "a list of host names, such as [\"edge.example.com\"]".to_owned(),
+            Self::Name => "a name in quotes".to_owned(),
+            Self::OneOf(words) => {
+                let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
+                words.join(" or ")
+            }
+            Self::Path => "a path in quotes".to_owned(),
+            Self::Prefix => "a path such as \"/openai\"".to_owned(),
+            Self::Secret => {
+                "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned()
+            }
+            Self::Size { min, max } => format!(
+                "a size from {} to {}: a number of bytes, or such as \"64KiB\" or \"32MiB\"",
+                size_text(*min),
+                size_text(*max),
+            ),
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! What nullhop itself says: one table from [`Refusal`] to status, headers and text, in the dialect of
+//! the API that was called. All texts are fixed; none holds a part of a request.
+
+use bytes::Bytes;
+use http::HeaderValue;
+use http::Response;
+use http::StatusCode;
+use http::header;
+
+use crate::admission::Refusal;
+use crate::provider::Dialect;
+use crate::relay::AnswerBody;
+use crate::relay::Tally;
+use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Source;
+
+/// One row of the table. `openai` is `type` and `code`, `google` the `status` word.
+struct Row {
+    status: u16,
+    openai: (&'static str, &'static str),
+    anthropic: &'static str,
+    google: &'static str,
+    text: &'static str,
+    /// SDKs and Claude Code ask this header whether trying again makes sense.
+    retry: Retry,
+    close: bool,
+}
+
+#[derive(PartialEq, Eq)]
+enum Retry {
+    /// Left to the SDK's own rules.
+    Unsaid,
+    No,
+    /// After this many seconds.
+    After(&'static str),
+}
+
+fn row(refusal: &Refusal, dialect: Dialect) -> Row {
+    let invalid = "invalid_request_error";
+    match refusal {
+        Refusal::BodyTooLarge => Row {
+            status: 413,
+            openai: (invalid, "request_too_large"),
+            anthropic: "request_too_large",
+            google: "INVALID_ARGUMENT",
+            text: "The request body is larger than this endpoint allows.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::BodyTooSlow => Row {
+            status: 408,
+            openai: ("timeout", "timeout"),
+            anthropic: "timeout_error",
+            google: "DEADLINE_EXCEEDED",
+            text: "The request body arrived too slowly.",
+            retry: Retry::Unsaid,
+            close: true,
+        },
+        Refusal::ClientGone => Row {
+            status: 400,
+            openai: (invalid, "incomplete_body"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The request body ended before its announced end.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::Expectation => Row {
+            status: 417,
+            openai: (invalid, "expectation_failed"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The only expectation that is met here is 100-continue.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::Internal => Row {
+            status: 500,
+            openai: ("server_error", "internal_error"),
+            anthropic: "api_error",
+            google: "INTERNAL",
+            text: "The gateway failed on this request.",
+            retry: Retry::Unsaid,
+            close: false,
+        },
+        Refusal::Malformed => Row {
+            status: 400,
+            openai: (invalid, "malformed_request"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The request head is malformed or ambiguous: target, Host, framing or upgrade fields.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::Method => Row {
+            status: 405,
+            openai: (invalid, "method_not_allowed"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "This method is not served here.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::Misdirected => Row {
+            status: 421,
+            openai: (invalid, "misdirected_request"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "This host name is not served here.",
+            retry: Retry::No,
+            close: true,
+        },
+        Refusal::NoRoute => Row {
+            status: 404,
+            openai: (invalid, "not_found"),
+            anthropic: "not_found_error",
+            google: "NOT_FOUND",
+            text: "No such endpoint here: check the base URL.",
+            retry: Retry::No,
+            close: false,
+        },
+        Refusal::Overloaded => Row {
+            status: if dialect == Dialect::Anthropic { 529 } else { 503 },
+            openai: ("server_error", "overloaded"),
+            anthropic: "overloaded_error",
+            google: "UNAVAILABLE",
+            text: "The gateway has no room for this request right now.",
+            retry: Retry::After("1"),
+            close: false,
+        },
+        Refusal::UpstreamTimeout => Row {
+            status: 504,
+            openai: ("server_error", "upstream_timeout"),
+            anthropic: "timeout_error",
+            google: "DEADLINE_EXCEEDED",
+            text: "The provider did not answer in time.",
+            retry: Retry::Unsaid,
+            close: false,
+        },
+        Refusal::UpstreamUnreachable => Row {
+            status: 502,
+            openai: ("server_error", "upstream_error"),
+            anthropic: "api_error",
+            google: "UNAVAILABLE",
+            text: "The provider could not be reached or broke off before it answered.",
+            retry: Retry::Unsaid,
+            close: false,
+        },
+        Refusal::UpstreamProtocol => Row {
+            status: 502,
+            openai: ("server_error", "upstream_error"),
+            anthropic: "api_error",
+            google: "UNAVAILABLE",
+            text: "The provider's answer was not valid HTTP.",
+            retry: Retry::Unsaid,
+            close: false,
+        },
+        Refusal::WebSocketNotServed => Row {
+            status: 426,
+            openai: (invalid, "upgrade_required"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "WebSocket is not served here: use HTTP.",
+            retry: Retry::No,
+            close: false,
+        },
+        Refusal::WrongBase(_) => Row {
+            text: "",
+            ..row(&Refusal::NoRoute, dialect)
+        },
+    }
+}
+
+/// The answer to a refused request; settles its account.
+pub(super) fn refuse(refusal: &Refusal, dialect: Dialect, mut tally: Tally) -> Response<AnswerBody> {
+    let row = row(refusal, dialect);
+    tally.answered(row.status, Source::Nullhop, false);
+    tally.settle(outcome(refusal));
+    let (head, text) = render(refusal, dialect, row);
+    head.map(|()| AnswerBody::fixed(text, tally))
+}
+
+/// The answer to a request whose own handling panicked.
+pub(super) fn internal() -> Response<AnswerBody> {
+    let row = row(&Refusal::Internal, Dialect::Openai);
+    let (head, text) = render(&Refusal::Internal, Dialect::Openai, row);
+    head.map(|()| AnswerBody::unaccounted(text))
+}
+
+/// An empty 200.
+pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
+    tally.answered(200, Source::Nullhop, false);
+    tally.settle(Outcome::Ok);
+    Response::new(AnswerBody::fixed(Bytes::new(), tally))
+}
+
+fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Bytes) {
+    let text = match refusal {
+        Refusal::WrongBase(hint) => hint,
+        _ => row.text,
+    };
+    let body = match dialect {
+        Dialect::Openai => serde_json::json!({
+            "error": { "message": text, "type": row.openai.0, "param": null, "code": row.openai.1 }
+        }),
+        Dialect::Anthropic => serde_json::json!({
+            "type": "error", "error": { "type": row.anthropic, "message": text }
+        }),
+        Dialect::Google => serde_json::json!({
+            "error": { "code": row.status, "message": text, "status": row.google }
+        }),
+    };
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match row.retry {
+        Retry::Unsaid => {}
+        Retry::No => {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        Retry::After(seconds) => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+    }
+    if row.close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    match refusal {
+        // RFC 9110 sections 15.5.6 and 15.5.22 ask for these.
+        Refusal::Method => {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        Refusal::WebSocketNotServed => {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        _ => {}
+    }
+    (response, Bytes::from(body.to_string()))
+}
+
+fn outcome(refusal: &Refusal) -> Outcome {
+    match refusal {
+        Refusal::BodyTooLarge
+        | Refusal::BodyTooSlow
+        | Refusal::Expectation
+        | Refusal::Malformed
+        | Refusal::Method
+        | Refusal::Misdirected
+        | Refusal::NoRoute
+        | Refusal::WebSocketNotServed
+        | Refusal::WrongBase(_) => Outcome::ClientError,
+        Refusal::ClientGone => Outcome::ClientAbort,
+        Refusal::Internal => Outcome::Internal,
+        Refusal::Overloaded => Outcome::Unavailable,
+        Refusal::UpstreamTimeout => Outcome::UpstreamTimeout,
+        Refusal::UpstreamProtocol | Refusal::UpstreamUnreachable => Outcome::UpstreamError,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_by_dialect() {
+        let shape = |dialect| {
+            let refusal = Refusal::WrongBase("set it to https://HOST/openai/v1".into());
+            let (head, body) = render(&refusal, dialect, row(&refusal, dialect));
+            assert_eq!(head.status(), 404);
+            assert_eq!(head.headers()["x-should-retry"], "false");
+            serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+        };
+        assert_eq!(shape(Dialect::Openai)["error"]["code"], "not_found");
+        assert_eq!(shape(Dialect::Openai)["error"]["message"], "set it to https://HOST/openai/v1");
+        assert_eq!(shape(Dialect::Anthropic)["type"], "error");
+        assert_eq!(shape(Dialect::Anthropic)["error"]["type"], "not_found_error");
+        assert_eq!(shape(Dialect::Google)["error"]["status"], "NOT_FOUND");
+        assert_eq!(shape(Dialect::Google)["error"]["code"], 404);
+    }
+
+    #[test]
+    fn overload_is_529_for_anthropic() {
+        assert_eq!(row(&Refusal::Overloaded, Dialect::Anthropic).status, 529);
+        assert_eq!(row(&Refusal::Overloaded, Dialect::Openai).status, 503);
+    }
+}

@@ -1,0 +1,353 @@
+//! One client connection: hyper for h1 or h2, the guards that hyper does not have, and a request's
+//! first steps: head policy, route, admission. Then it is `relay`'s.
+
+mod answer;
+mod connection;
+mod policy;
+
+use std::any::Any;
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use std::time::Instant;
+
+use http::HeaderValue;
+use http::Request;
+use http::Response;
+use http::header;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+
+use crate::admission;
+use crate::admission::Refusal;
+use crate::clock::TokioTimer;
+use crate::config::Config;
+use crate::drain::DrainWatcher;
+use crate::drain::Phase;
+use crate::hygiene::WipedIncoming;
+use crate::hygiene::io::HyperIo;
+use crate::relay;
+use crate::relay::AnswerBody;
+use crate::relay::Peer;
+use crate::relay::Refused;
+use crate::relay::StallMark;
+use crate::relay::Tally;
+use crate::relay::Way;
+use crate::route::NoRoute;
+use crate::route::Routes;
+use crate::socket::SocketWatch;
+use crate::socket::Transport;
+use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::ListenerId;
+use crate::telemetry::labels::Protocol;
+use crate::telemetry::labels::RefusedReason;
+use crate::telemetry::metrics::Handles;
+use crate::upstream::Upstream;
+
+use connection::Connection;
+use connection::Served;
+use connection::StallGuarded;
+use connection::Verdict;
+
+/// hyper's buffers of an h1 connection; what a stalled reader can make us hold.
+const H1_BUFFER_BYTES: usize = 64 << 10;
+
+/// Per stream and per connection, for uploads; the memory bound of an upload that the upstream does
+/// not take.
+const H2_STREAM_WINDOW: u32 = 128 << 10;
+const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// What each h2 stream may hold of an answer that its client does not take.
+const H2_SEND_BUFFER: usize = 64 << 10;
+
+/// Everything that a request is served by: one configuration's worth, one worker's own. A request
+/// keeps the one it began with.
+pub(crate) struct Snapshot {
+    pub(crate) config: Arc<Config>,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) handles: Arc<Handles>,
+    pub(crate) upstreams: Vec<Rc<Upstream>>,
+}
+
+/// A worker's connections' common ground.
+pub(crate) struct Server {
+    /// Replaced by a reload.
+    pub(crate) snapshot: RefCell<Rc<Snapshot>>,
+    pub(crate) drain: DrainWatcher,
+    /// Spreads ages and request counts.
+    jitter: Cell<u32>,
+}
+
+/// A connection that is ready for HTTP.
+pub(crate) struct Accepted {
+    pub(crate) transport: Transport,
+    pub(crate) watch: SocketWatch,
+    pub(crate) protocol: Protocol,
+    pub(crate) listener: ListenerId,
+    /// Held until the connection is closed.
+    pub(crate) hold: Rc<dyn Any>,
+}
+
+impl Server {
+    pub(crate) fn new(snapshot: Rc<Snapshot>, drain: DrainWatcher) -> Rc<Self> {
+        Rc::new(Self { snapshot: RefCell::new(snapshot), drain, jitter: Cell::new(std::process::id()) })
+    }
+
+    pub(crate) fn snapshot(&self) -> Rc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    fn next_jitter(&self) -> u32 {
+        // A linear congruential step (Numerical Recipes); only spread matters here.
+        let next = self.jitter.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.jitter.set(next);
+        next >> 16
+    }
+
+    /// Serves a connection to its end.
+    pub(crate) async fn serve(self: Rc<Self>, accepted: Accepted) {
+        let snapshot = self.snapshot();
+        let limits = snapshot.config.limits.clone();
+        let Accepted { transport, watch, protocol, listener, hold } = accepted;
+        let connection = Connection::new(protocol, watch, hold, limits.clone(), self.next_jitter());
+        let slow_head = snapshot.handles.listener(listener).refused(RefusedReason::SlowHead).clone();
+        let service = {
+            let (server, connection) = (self.clone(), connection.clone());
+            service_fn(move |request| {
+                let (server, connection) = (server.clone(), connection.clone());
+                let stall = StallMark::default();
+                connection.announce(stall.clone());
+                async move { Ok::<_, Infallible>(server.respond(connection, request, stall).await) }
+            })
+        };
+        let io = HyperIo::new(transport);
+        let guards = Guards { connection, handles: snapshot.handles.clone(), drain: self.drain.clone(), slow_head };
+        match protocol {
+            Protocol::H1 => {
+                let hyper = http1::Builder::new()
+                    .header_read_timeout(None)
+                    .max_headers(limits.head_fields)
+                    .max_header_size(limits.head_bytes)
+                    .max_buf_size(H1_BUFFER_BYTES.max(limits.head_bytes))
+                    .half_close(false)
+                    .serve_connection(io, service)
+                    .with_upgrades();
+                guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
+            }
+            Protocol::H2 => {
+                let executor = StreamExecutor {
+                    connection: guards.connection.clone(),
+                    counted: snapshot.handles.guard(Guard::WriteStall).clone(),
+                };
+                let hyper = http2::Builder::new(executor)
+                    .timer(TokioTimer)
+                    .keep_alive_interval(Duration::from_secs(20))
+                    .keep_alive_timeout(Duration::from_secs(10))
+                    .max_concurrent_streams(limits.streams_per_connection)
+                    .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+                    .header_table_size(4096)
+                    .max_pending_accept_reset_streams(20)
+                    .max_local_error_reset_streams(128)
+                    .max_send_buf_size(H2_SEND_BUFFER)
+                    .initial_stream_window_size(H2_STREAM_WINDOW)
+                    .initial_connection_window_size(H2_CONNECTION_WINDOW)
+                    .enable_connect_protocol()
+                    .serve_connection(io, service);
+                guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
+            }
+        }
+    }
+
+    /// A request from its head to its answer's head. A panic in it ends this request alone.
+    async fn respond(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        request: Request<Incoming>,
+        stall: StallMark,
+    ) -> Response<Served> {
+        let place = connection.begin();
+        let mut answering = Box::pin(self.answer(connection.clone(), request, stall));
+        let mut response = std::future::poll_fn(|cx| {
+            match std::panic::catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
+                Ok(polled) => polled,
+                Err(_) => Poll::Ready(answer::internal()),
+            }
+        })
+        .await;
+        if connection.protocol == Protocol::H1 && connection.is_last() && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.map(|body| Served::new(body, place))
+    }
+
+    async fn answer(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        mut request: Request<Incoming>,
+        stall: StallMark,
+    ) -> Response<AnswerBody> {
+        let snapshot = self.snapshot();
+        let mut tally = Tally::open(snapshot.handles.clone(), Instant::now());
+        admission::protect_credentials(request.headers_mut());
+        let upgrade = relay::is_upgrade(&request);
+
+        let extended = upgrade && request.method() == http::Method::CONNECT;
+        if let Err((guard, refusal)) = policy::check(&request, extended, &snapshot.routes, connection.local) {
+            snapshot.handles.guard(guard).inc();
+            let dialect = admission::guess_dialect(request.uri().path(), request.headers());
+            relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+            return answer::refuse(&refusal, dialect, tally);
+        }
+
+        let uri = request.uri();
+        let route = match snapshot.routes.find(policy::host_of(&request), uri.path(), request.headers()) {
+            Ok(route) => route,
+            Err(no_route) => {
+                relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+                return match no_route {
+                    NoRoute::Hello => answer::hello(tally),
+                    NoRoute::NotFound(dialect) => answer::refuse(&Refusal::NoRoute, dialect, tally),
+                    NoRoute::WrongBase(_, dialect, hint) => answer::refuse(&Refusal::WrongBase(hint), dialect, tally),
+                };
+            }
+        };
+        let whole = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let path = match &whole[route.prefix_len..] {
+            "" => "/".to_owned(),
+            rest if rest.starts_with('?') => format!("/{rest}"),
+            rest => rest.to_owned(),
+        };
+
+        let permit = admission::admit(request.headers(), uri.query());
+        let upstream = snapshot.upstreams[route.upstream].clone();
+        tally.routed(upstream.id, route.operation, permit.mode);
+        let way = Way {
+            upstream,
+            config: snapshot.config.clone(),
+            place: route.upstream,
+            operation: route.operation,
+            path,
+            permit,
+            tally,
+            stall,
+        };
+
+        let answered = if upgrade {
+            if !snapshot.config.upstreams[route.upstream].websocket {
+                return answer::refuse(&Refusal::WebSocketNotServed, route.dialect, way.tally);
+            }
+            let peer = Peer {
+                watch: (connection.protocol == Protocol::H1).then(|| connection.watch.clone()),
+                drain: self.drain.clone(),
+                write_stall: connection.write_stall(),
+                hold: connection.hold.clone(),
+            };
+            relay::upgrade(request, way, peer).await
+        } else {
+            relay::exchange(request, way).await
+        };
+        match answered {
+            Ok(response) => response,
+            Err(Refused { refusal, tally }) => answer::refuse(&refusal, route.dialect, tally),
+        }
+    }
+}
+
+/// Runs hyper's connection with the guards beside it.
+struct Guards {
+    connection: Rc<Connection>,
+    handles: Arc<Handles>,
+    drain: DrainWatcher,
+    slow_head: prometheus::IntCounter,
+}
+
+impl Guards {
+    async fn run<C: Future>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
+        let mut hyper = std::pin::pin!(hyper);
+        let connection = &self.connection;
+        let mut alarm = std::pin::pin!(tokio::time::sleep(connection.tick()));
+        let mut drain = self.drain.clone();
+        let mut closing = std::pin::pin!(drain.reached(Phase::Closing));
+        let mut drain = self.drain.clone();
+        let mut cut = std::pin::pin!(drain.reached(Phase::Cut));
+        let mut told = false;
+        let mut was_fast = false;
+        std::future::poll_fn(|cx| {
+            if hyper.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            if !told && closing.as_mut().poll(cx).is_ready() {
+                told = true;
+                connection.close();
+                go_away(hyper.as_mut());
+                if hyper.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+            }
+            if cut.as_mut().poll(cx).is_ready() {
+                connection.watch.reset_on_close();
+                return Poll::Ready(());
+            }
+            // A tick that was set while there was less to watch comes sooner now.
+            let fast = connection.tick() < Duration::from_secs(1);
+            if (fast && !was_fast) || connection.urgent() {
+                alarm.as_mut().reset(tokio::time::Instant::now() + if connection.urgent() { Duration::ZERO } else { connection.tick() });
+            }
+            was_fast = fast;
+            while alarm.as_mut().poll(cx).is_ready() {
+                match connection.check(Instant::now()) {
+                    Verdict::Again(after) => alarm.as_mut().reset(tokio::time::Instant::now() + after),
+                    Verdict::GoAway(guard) => {
+                        if let Some(guard) = guard {
+                            self.handles.guard(guard).inc();
+                        }
+                        told = true;
+                        go_away(hyper.as_mut());
+                        alarm.as_mut().reset(tokio::time::Instant::now() + connection.tick());
+                        if hyper.as_mut().poll(cx).is_ready() {
+                            return Poll::Ready(());
+                        }
+                    }
+                    Verdict::Gone => return Poll::Ready(()),
+                    Verdict::Cut(guard) => {
+                        self.handles.guard(guard).inc();
+                        if matches!(guard, Guard::FirstRequestTimeout | Guard::HeadTimeout) {
+                            self.slow_head.inc();
+                        }
+                        // Otherwise the FIN would wait behind bytes that nobody reads.
+                        connection.watch.reset_on_close();
+                        return Poll::Ready(());
+                    }
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Spawns h2 streams on the worker's own thread, each with its stall guard.
+#[derive(Clone)]
+struct StreamExecutor {
+    connection: Rc<Connection>,
+    counted: prometheus::IntCounter,
+}
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, stream: F) {
+        let mark = self.connection.announced();
+        let write_stall = self.connection.write_stall();
+        tokio::task::spawn_local(StallGuarded::new(stream, mark, write_stall, self.counted.clone()));
+    }
+}
