@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use rustls::CertificateError;
 use rustls::ClientConfig;
 use rustls::RootCertStore;
-use rustls::client::Resumption;
 use rustls::client::ResolvesClientCert;
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::AsyncRead;
@@ -102,7 +102,11 @@ impl ClientTls {
         config.require_ems = true;
         config.cert_compressors = Vec::new();
         config.cert_decompressors = Vec::new();
-        Ok(Self { config: Arc::new(config), alpn: settings.alpn, server_name: settings.server_name })
+        Ok(Self {
+            config: Arc::new(config),
+            alpn: settings.alpn,
+            server_name: settings.server_name,
+        })
     }
 
     /// The configuration for rustls.
