@@ -15,6 +15,7 @@ use std::time::Instant;
 use aws_lc_rs::digest;
 use aws_lc_rs::rand::SecureRandom;
 use aws_lc_rs::rand::SystemRandom;
+use base64::Engine;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -197,19 +198,8 @@ fn accept_for(key: &HeaderValue) -> HeaderValue {
 }
 
 fn base64(bytes: &[u8]) -> HeaderValue {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word = group.iter().enumerate().fold(0_u32, |word, (place, byte)| word | u32::from(*byte) << (16 - 8 * place));
-        for digit in 0..4 {
-            if digit <= group.len() {
-                text.push(DIGITS[(word >> (18 - 6 * digit) & 63) as usize]);
-            } else {
-                text.push(b'=');
-            }
-        }
-    }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
+    let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// Where one direction stands between its frames. Knows lengths and kinds, keeps no payload.

@@ -77,6 +77,15 @@ pub(crate) struct Snapshot {
     pub(crate) upstreams: Vec<Rc<Upstream>>,
 }
 
+impl Snapshot {
+    /// Once a second: closes idle upstream connections.
+    pub(crate) fn sweep(&self) {
+        for upstream in &self.upstreams {
+            upstream.sweep();
+        }
+    }
+}
+
 /// A worker's connections' common ground.
 pub(crate) struct Server {
     /// Replaced by a reload.

@@ -198,6 +198,13 @@ impl ServerTls {
             .find_map(|(name, not_after)| (name == certificate).then_some(not_after))
     }
 
+    /// The first certificate in force, for clients that must be told to trust it, as PEM.
+    pub fn first_pem(&self) -> Option<String> {
+        let current = self.current();
+        let leaf = current.certificates.entries.first()?.pair.certified.cert.first()?;
+        Some(pem::encode(&pem::Pem::new("CERTIFICATE", leaf.to_vec())))
+    }
+
     /// Every certificate in force with its last second of validity, in the order of the settings.
     pub fn expiries(&self) -> Vec<(String, u64)> {
         let current = self.current();

@@ -163,7 +163,7 @@ impl Upload {
         }
         let mut slot = self.body.borrow_mut();
         let Some(body) = slot.as_mut() else { return Poll::Ready(None) };
-        let polled = Pin::new(body).poll_frame(cx);
+        let polled = Pin::new(&mut *body).poll_frame(cx);
         if polled.is_ready() {
             if let Some(since) = self.waiting_since.take() {
                 self.waited.set(self.waited.get() + since.elapsed());

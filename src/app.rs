@@ -1,0 +1,664 @@
+//! Wires everything once: sockets, workers, the control side (metrics, admin, signals, reloads).
+//!
+//! One thread a worker, each with its own runtime, accept sockets and upstream pools; a request
+//! stays where it was accepted. The control side runs on the thread that calls [`Bound::run`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use tokio::net::TcpListener;
+use tokio::runtime::LocalRuntime;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::Notify;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use zeroize::Zeroizing;
+
+use crate::admin;
+use crate::config;
+use crate::config::Config;
+use crate::drain;
+use crate::drain::DrainTrigger;
+use crate::drain::DrainWatcher;
+use crate::listener;
+use crate::listener::Places;
+use crate::listener::Plan;
+use crate::proxy_protocol::TrustedNetworks;
+use crate::route::Routes;
+use crate::server::Server;
+use crate::server::Snapshot;
+use crate::systemd;
+use crate::telemetry::exporter;
+use crate::telemetry::exporter::BearerToken;
+use crate::telemetry::labels::CertificateId;
+use crate::telemetry::labels::ListenerId;
+use crate::telemetry::labels::ListenerKind;
+use crate::telemetry::labels::UpstreamId;
+use crate::telemetry::log;
+use crate::telemetry::log::Event;
+use crate::telemetry::log::RetentionWarning;
+use crate::telemetry::metrics;
+use crate::telemetry::metrics::Handles;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::Names;
+use crate::tls::certificate::KeySource;
+use crate::tls::client::ClientAlpn;
+use crate::tls::client::ClientSettings;
+use crate::tls::client::ClientTls;
+use crate::tls::client::Roots;
+use crate::tls::Part;
+use crate::tls::TlsFault;
+use crate::tls::server::CertificateKind;
+use crate::tls::server::CertificateSource;
+use crate::tls::server::ClientAuth;
+use crate::tls::server::ServerSettings;
+use crate::tls::server::ServerTls;
+use crate::tls::server::SessionKeys;
+use crate::upstream::TlsConfigs;
+use crate::upstream::Upstream;
+
+/// The name of the self-signed certificate in metrics and log lines.
+const SELF_SIGNED: &str = "self-signed";
+
+/// A certificate that expires within this is worth a line, once a day.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// How long cut connections get to leave the kernel.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Why it does not start, or does not take a new configuration.
+#[derive(Debug)]
+pub(crate) enum StartFault {
+    Bind { kind: ListenerKind, address: SocketAddr, error: io::ErrorKind },
+    Names,
+    Networks { listener: String },
+    Runtime(io::ErrorKind),
+    Tls(TlsFault),
+    /// An upstream's host cannot be a TLS server name.
+    UpstreamHost { upstream: String },
+    UpstreamTls { upstream: String, fault: TlsFault },
+}
+
+impl fmt::Display for StartFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { kind, address, error } => {
+                use crate::telemetry::labels::Label;
+                write!(f, "cannot listen on {address} ({} listener): {error}", kind.as_str())?;
+                match error {
+                    io::ErrorKind::AddrInUse => f.write_str("; another process has it, choose another port or stop that one"),
+                    io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need CAP_NET_BIND_SERVICE"),
+                    _ => Ok(()),
+                }
+            }
+            Self::Names => f.write_str("a listener, certificate or upstream has a reserved or malformed name"),
+            Self::Networks { listener } => write!(f, "listener {listener}: proxy_protocol_from holds something that is no network"),
+            Self::Runtime(error) => write!(f, "cannot start a runtime thread: {error}"),
+            Self::Tls(fault) => write!(f, "{fault}"),
+            Self::UpstreamHost { upstream } => write!(f, "upstream {upstream}: a host is neither a DNS name nor an address"),
+            Self::UpstreamTls { upstream, fault } => write!(f, "upstream {upstream}: {fault}"),
+        }
+    }
+}
+
+/// Reads the configuration again, for SIGHUP. `Err` holds the number of problems.
+pub(crate) type Reload = Box<dyn Fn() -> Result<Arc<Config>, usize>>;
+
+/// Everything of a configuration that workers share.
+struct Prepared {
+    config: Arc<Config>,
+    routes: Arc<Routes>,
+    handles: Arc<Handles>,
+    server_tls: Option<Arc<ServerTls>>,
+    plans: Vec<Arc<PlanParts>>,
+    client_tls: Vec<Arc<ClientConfigs>>,
+}
+
+struct PlanParts {
+    id: ListenerId,
+    address: SocketAddr,
+    tls: Option<Arc<ServerTls>>,
+    networks: Vec<String>,
+}
+
+struct ClientConfigs {
+    auto: Arc<rustls::ClientConfig>,
+    h1: Arc<rustls::ClientConfig>,
+    h2: Arc<rustls::ClientConfig>,
+}
+
+/// What a worker gets at the start and with each reload.
+struct Update {
+    prepared: Arc<Prepared>,
+    /// Sockets of addresses that the worker does not listen on yet.
+    sockets: Vec<(SocketAddr, std::net::TcpListener)>,
+}
+
+struct WorkerHandle {
+    updates: mpsc::Sender<Update>,
+}
+
+/// A running nullhop.
+pub(crate) struct Bound {
+    /// In the configuration's order, with the ports that the system chose for 0.
+    pub(crate) listeners: Vec<SocketAddr>,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
+    runtime: LocalRuntime,
+    control: Control,
+    admin_socket: Option<TcpListener>,
+    metrics_socket: Option<TcpListener>,
+    reload: Reload,
+}
+
+struct Control {
+    prepared: Arc<Prepared>,
+    workers: Vec<WorkerHandle>,
+    registry: Arc<Metrics>,
+    places: Arc<Places>,
+    trigger: DrainTrigger,
+    watcher: DrainWatcher,
+    session_keys: SessionKeys,
+    /// Addresses that workers listen on, as configured.
+    addresses: Vec<SocketAddr>,
+}
+
+/// Binds every socket and starts the workers.
+///
+/// # Errors
+/// What is in the way; nothing is left running.
+pub(crate) fn start(config: Arc<Config>, reload: Reload) -> Result<Bound, StartFault> {
+    raise_descriptor_limit();
+    let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
+    let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
+    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys)?);
+    let (trigger, watcher) = drain::channel();
+    let places = Places::new();
+
+    let workers_wanted = config.runtime.workers;
+    let mut passed = systemd::passed_sockets();
+    let mut sockets: Vec<Vec<(SocketAddr, std::net::TcpListener)>> = (0..workers_wanted).map(|_| Vec::new()).collect();
+    let mut listeners = Vec::new();
+    for listener in &config.listeners {
+        let activated = passed
+            .iter()
+            .position(|(address, _)| *address == listener.address)
+            .or_else(|| (!passed.is_empty() && config.listeners.len() == 1).then_some(0))
+            .map(|place| passed.swap_remove(place));
+        let actual = open_sockets(listener.address, activated, &mut sockets).map_err(|error| StartFault::Bind {
+            kind: ListenerKind::Traffic,
+            address: listener.address,
+            error: error.kind(),
+        })?;
+        listeners.push(actual);
+        log::emit(Event::Listening { kind: ListenerKind::Traffic, address: actual });
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .map_err(|error| StartFault::Runtime(error.kind()))?;
+    let side = |kind, address: Option<SocketAddr>| -> Result<Option<TcpListener>, StartFault> {
+        let Some(address) = address else { return Ok(None) };
+        let _guard = runtime.enter();
+        let fault = |error: io::Error| StartFault::Bind { kind, address, error: error.kind() };
+        let socket = std::net::TcpListener::bind(address).map_err(fault)?;
+        socket.set_nonblocking(true).map_err(fault)?;
+        let socket = TcpListener::from_std(socket).map_err(fault)?;
+        log::emit(Event::Listening { kind, address: socket.local_addr().unwrap_or(address) });
+        Ok(Some(socket))
+    };
+    let metrics_socket = side(ListenerKind::Metrics, config.metrics.as_ref().map(|metrics| metrics.address))?;
+    let admin_socket = side(ListenerKind::Admin, config.admin.as_ref().map(|admin| admin.address))?;
+    if let Some(metrics) = &config.metrics
+        && !metrics.address.ip().to_canonical().is_loopback()
+        && metrics.token.is_none()
+    {
+        log::emit(Event::RetentionWarning { warning: RetentionWarning::MetricsListenerNotLoopback });
+    }
+
+    let mut workers = Vec::new();
+    for sockets in sockets {
+        let (updates, inbox) = mpsc::channel(4);
+        let update = Update { prepared: prepared.clone(), sockets };
+        let (watcher, places) = (watcher.clone(), places.clone());
+        std::thread::Builder::new()
+            .name(format!("worker-{}", workers.len()))
+            .spawn(move || worker(update, inbox, watcher, places))
+            .map_err(|error| StartFault::Runtime(error.kind()))?;
+        workers.push(WorkerHandle { updates });
+    }
+
+    prepared.handles.process().runtime_workers.set(i64::try_from(workers_wanted).unwrap_or(i64::MAX));
+    prepared.handles.process().config_loaded(prepared.config.fingerprint, SystemTime::now());
+    log::emit(Event::Started { workers: workers_wanted });
+    Ok(Bound {
+        listeners,
+        metrics: metrics_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
+        admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
+        runtime,
+        control: Control {
+            addresses: config.listeners.iter().map(|listener| listener.address).collect(),
+            prepared,
+            workers,
+            registry,
+            places,
+            trigger,
+            watcher,
+            session_keys,
+        },
+        admin_socket,
+        metrics_socket,
+        reload,
+    })
+}
+
+impl Bound {
+    /// Serves until a signal (or `POST /drain`) and the drain after it.
+    pub(crate) fn run(self) {
+        self.run_until(std::future::pending());
+    }
+
+    /// The same, with one more reason to stop.
+    pub(crate) fn run_until(self, stop: impl Future<Output = ()>) {
+        let Self { runtime, control, admin_socket, metrics_socket, reload, .. } = self;
+        let started = Instant::now();
+        runtime.block_on(control.run(admin_socket, metrics_socket, reload, stop));
+        log::emit(Event::Stopped { uptime: started.elapsed() });
+    }
+
+    /// The certificate that clients must trust if it is the self-signed one, as PEM.
+    pub(crate) fn self_signed_pem(&self) -> Option<String> {
+        self.control.prepared.server_tls.as_ref()?.first_pem()
+    }
+}
+
+impl Control {
+    async fn run(
+        mut self,
+        admin_socket: Option<TcpListener>,
+        metrics_socket: Option<TcpListener>,
+        reload: Reload,
+        stop: impl Future<Output = ()>,
+    ) {
+        let drain_wanted = Rc::new(Notify::new());
+        if let Some(socket) = admin_socket {
+            tokio::task::spawn_local(admin::serve(socket, self.watcher.clone(), drain_wanted.clone()));
+        }
+        if let Some(socket) = metrics_socket {
+            let token = self.prepared.config.metrics.as_ref().and_then(|metrics| metrics.token.as_ref());
+            let token = token.and_then(|token| BearerToken::new(token.expose()));
+            tokio::task::spawn_local(exporter::serve(socket, self.registry.clone(), token));
+        }
+        let process = self.prepared.handles.process().clone();
+        process.set_ready(true);
+        systemd::notify(systemd::State::Ready);
+
+        let mut certificates = CertificateWatch::start(&self.prepared);
+        let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    systemd::notify(systemd::State::Reloading);
+                    match reload() {
+                        Ok(config) => match self.take(config).await {
+                            Ok(()) => {
+                                process.config_reloaded(self.prepared.config.fingerprint, SystemTime::now());
+                                log::emit(Event::ConfigReloaded);
+                                certificates = CertificateWatch::start(&self.prepared);
+                            }
+                            Err(_) => {
+                                process.config_refused();
+                                log::emit(Event::ConfigRefused { problems: 1 });
+                            }
+                        },
+                        Err(problems) => {
+                            process.config_refused();
+                            log::emit(Event::ConfigRefused { problems });
+                        }
+                    }
+                    systemd::notify(systemd::State::Ready);
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = drain_wanted.notified() => break,
+                () = &mut stop => break,
+            }
+        }
+
+        // Further signals are received and change nothing: a second one does not hurry.
+        systemd::notify(systemd::State::Stopping);
+        process.set_ready(false);
+        process.set_draining(true);
+        let began = Instant::now();
+        let drain = &self.prepared.config.drain;
+        log::emit(Event::DrainStarted { streams: self.streams(), deadline: drain.deadline });
+        let places = self.places.clone();
+        let empty = async move {
+            while places.open() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // With nobody connected there is nobody to wait for.
+        let grace = if self.places.open() == 0 { drain.grace.min(Duration::from_millis(500)) } else { drain.grace };
+        let emptied = self.trigger.run(grace, drain.deadline, empty).await;
+        let streams_cut = if emptied { 0 } else { self.streams() };
+        if !emptied {
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+        drop(certificates);
+        log::emit(Event::DrainFinished { streams_cut, took: began.elapsed() });
+    }
+
+    /// Open streams by the gauges.
+    fn streams(&self) -> usize {
+        let handles = &self.prepared.handles;
+        let upstreams = 0..self.prepared.config.upstreams.len();
+        let of = |id: Option<UpstreamId>| usize::try_from(handles.traffic(id).in_flight.get()).unwrap_or(0);
+        upstreams.map(|place| of(Some(upstream_id(place)))).sum::<usize>() + of(None)
+    }
+
+    /// Puts a new configuration in force. On a fault the old one stays.
+    async fn take(&mut self, config: Arc<Config>) -> Result<(), StartFault> {
+        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys)?);
+        let mut sockets: Vec<Vec<_>> = self.workers.iter().map(|_| Vec::new()).collect();
+        for listener in &config.listeners {
+            if !self.addresses.contains(&listener.address) {
+                let address = open_sockets(listener.address, None, &mut sockets).map_err(|error| StartFault::Bind {
+                    kind: ListenerKind::Traffic,
+                    address: listener.address,
+                    error: error.kind(),
+                })?;
+                log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
+            }
+        }
+        self.addresses = config.listeners.iter().map(|listener| listener.address).collect();
+        for (worker, sockets) in self.workers.iter().zip(sockets) {
+            let _ = worker.updates.send(Update { prepared: prepared.clone(), sockets }).await;
+        }
+        self.prepared = prepared;
+        Ok(())
+    }
+}
+
+/// One socket a worker for `address`. A socket from systemd is shared by all; the workers then wake
+/// together, which costs a little and balances less well than sockets of their own.
+fn open_sockets(
+    address: SocketAddr,
+    activated: Option<(SocketAddr, std::net::TcpListener)>,
+    sockets: &mut [Vec<(SocketAddr, std::net::TcpListener)>],
+) -> io::Result<SocketAddr> {
+    if let Some((actual, socket)) = activated {
+        for worker in sockets {
+            worker.push((address, socket.try_clone()?));
+        }
+        return Ok(actual);
+    }
+    let mut actual = address;
+    for worker in sockets {
+        // The first one settles the port if it is 0.
+        let socket = listener::bind(actual)?;
+        actual = socket.local_addr()?;
+        worker.push((address, socket));
+    }
+    Ok(actual)
+}
+
+impl Prepared {
+    fn new(config: Arc<Config>, registry: &Metrics, keys: &SessionKeys) -> Result<Self, StartFault> {
+        let now = SystemTime::now();
+        let server_tls = match config.listeners.iter().any(|listener| listener.tls) {
+            true => Some(Arc::new(ServerTls::load(server_settings(&config), keys.clone(), now).map_err(StartFault::Tls)?)),
+            false => None,
+        };
+        let certificate_names = server_tls.as_ref().map(|tls| tls.names());
+        let dns_names = certificate_names.iter().flat_map(|names| names.dns()).map(|name| name.to_string());
+        let routes = Arc::new(Routes::new(&config, dns_names.collect::<Vec<_>>()));
+        let mut plans = Vec::new();
+        for (place, listener) in config.listeners.iter().enumerate() {
+            TrustedNetworks::parse(&listener.proxy_protocol_from)
+                .map_err(|_| StartFault::Networks { listener: listener.name.clone() })?;
+            plans.push(Arc::new(PlanParts {
+                id: ListenerId(u16::try_from(place).unwrap_or(u16::MAX)),
+                address: listener.address,
+                tls: server_tls.clone().filter(|_| listener.tls),
+                networks: listener.proxy_protocol_from.clone(),
+            }));
+        }
+        let mut client_tls = Vec::new();
+        for upstream in &config.upstreams {
+            let load = |alpn| {
+                let roots = match &upstream.roots {
+                    config::Roots::WebPki => Roots::WebPki,
+                    config::Roots::File(path) => Roots::File(path.clone()),
+                };
+                let settings = ClientSettings {
+                    roots,
+                    min_version: crate::tls::MinVersion::Tls12,
+                    alpn,
+                    client_cert: None,
+                    server_name: None,
+                };
+                ClientTls::load(settings, now)
+                    .map(|tls| tls.config())
+                    .map_err(|fault| StartFault::UpstreamTls { upstream: upstream.name.clone(), fault })
+            };
+            client_tls.push(Arc::new(ClientConfigs {
+                auto: load(ClientAlpn::Auto)?,
+                h1: load(ClientAlpn::Http1)?,
+                h2: load(ClientAlpn::Http2)?,
+            }));
+            for endpoint in &upstream.endpoints {
+                let host = endpoint.host.trim_matches(['[', ']']).to_owned();
+                if endpoint.tls && rustls::pki_types::ServerName::try_from(host).is_err() {
+                    return Err(StartFault::UpstreamHost { upstream: upstream.name.clone() });
+                }
+            }
+        }
+        // Last, because it changes what is exported.
+        let certificates: Vec<&str> = if config.certificates.is_empty() {
+            vec![SELF_SIGNED]
+        } else {
+            config.certificates.iter().map(|certificate| certificate.name.as_str()).collect()
+        };
+        let names = Names::new(
+            config.listeners.iter().map(|listener| listener.name.as_str()),
+            certificates,
+            config.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.provider)),
+        )
+        .map_err(|_| StartFault::Names)?;
+        let handles = Arc::new(registry.bind(&names));
+        Ok(Self { config, routes, handles, server_tls, plans, client_tls })
+    }
+
+    /// This configuration for one worker.
+    fn snapshot(&self) -> Rc<Snapshot> {
+        let upstreams = self.config.upstreams.iter().zip(&self.client_tls).enumerate();
+        let upstreams = upstreams.filter_map(|(place, (upstream, tls))| {
+            let tls = Rc::new(TlsConfigs { auto: tls.auto.clone(), h1: tls.h1.clone(), h2: tls.h2.clone() });
+            Upstream::new(upstream_id(place), upstream, &tls, &self.handles).map(Rc::new)
+        });
+        Rc::new(Snapshot {
+            config: self.config.clone(),
+            routes: self.routes.clone(),
+            handles: self.handles.clone(),
+            upstreams: upstreams.collect(),
+        })
+    }
+}
+
+fn upstream_id(place: usize) -> UpstreamId {
+    UpstreamId(u16::try_from(place).unwrap_or(u16::MAX))
+}
+
+fn server_settings(config: &Config) -> ServerSettings {
+    let certificates = if config.certificates.is_empty() {
+        let names = config.hosts.clone();
+        vec![CertificateSource { name: SELF_SIGNED.to_owned(), kind: CertificateKind::SelfSigned { names }, default: true }]
+    } else {
+        let sources = config.certificates.iter().map(|certificate| CertificateSource {
+            name: certificate.name.clone(),
+            kind: CertificateKind::Files {
+                cert: certificate.cert_file.clone(),
+                key: match &certificate.key {
+                    config::KeySource::File(path) => KeySource::File(path.clone()),
+                    config::KeySource::Inline(pem) => KeySource::Pem(Zeroizing::new(pem.expose().to_vec())),
+                },
+            },
+            default: certificate.default,
+        });
+        sources.collect()
+    };
+    ServerSettings {
+        min_version: match config.tls.min_version {
+            config::TlsVersion::V1_2 => crate::tls::MinVersion::Tls12,
+            config::TlsVersion::V1_3 => crate::tls::MinVersion::Tls13,
+        },
+        certificates,
+        client_auth: match &config.tls.client_auth {
+            config::ClientAuth::None => ClientAuth::None,
+            config::ClientAuth::Optional { ca_file } => ClientAuth::Optional { ca_pem_path: ca_file.clone() },
+            config::ClientAuth::Required { ca_file } => ClientAuth::Required { ca_pem_path: ca_file.clone() },
+        },
+        crl: None,
+        strict_sni: false,
+    }
+}
+
+/// Follows the certificate files of one configuration; dropped with it.
+struct CertificateWatch(Option<JoinHandle<()>>);
+
+impl CertificateWatch {
+    fn start(prepared: &Arc<Prepared>) -> Self {
+        let Some(tls) = prepared.server_tls.clone() else { return Self(None) };
+        tell_expiries(prepared, &tls, true);
+        let prepared = prepared.clone();
+        Self(Some(tokio::task::spawn_local(async move {
+            let interval = prepared.config.tls.reload_interval;
+            crate::tls::server::watch(tls.clone(), interval, |outcome| {
+                tell_expiries(&prepared, &tls, false);
+                let Part::Certificate(name) = outcome.part else { return };
+                let place = prepared.config.certificates.iter().position(|certificate| certificate.name == name).unwrap_or(0);
+                let metrics = prepared.handles.certificate(CertificateId(u16::try_from(place).unwrap_or(0)));
+                let certificate = metrics.name().clone();
+                match outcome.result {
+                    Ok(()) => log::emit(Event::CertificateReloaded { certificate, left: left(tls.not_after(&name)) }),
+                    Err(_) => log::emit(Event::CertificateRefused { certificate }),
+                }
+            })
+            .await;
+        })))
+    }
+}
+
+impl Drop for CertificateWatch {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+fn tell_expiries(prepared: &Prepared, tls: &ServerTls, warn: bool) {
+    for (place, (_, not_after)) in tls.expiries().into_iter().enumerate() {
+        let metrics = prepared.handles.certificate(CertificateId(u16::try_from(place).unwrap_or(0)));
+        metrics.set_not_after(UNIX_EPOCH + Duration::from_secs(not_after));
+        let left = left(Some(not_after));
+        if warn && left < EXPIRES_SOON && !prepared.config.certificates.is_empty() {
+            log::emit(Event::CertificateExpiresSoon { certificate: metrics.name().clone(), left });
+        }
+    }
+}
+
+fn left(not_after: Option<u64>) -> Duration {
+    let end = UNIX_EPOCH + Duration::from_secs(not_after.unwrap_or(0));
+    end.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO)
+}
+
+/// One worker's thread.
+fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher, places: Arc<Places>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default());
+    let Ok(runtime) = runtime else { return };
+    runtime.block_on(async move {
+        let server = Server::new(first.prepared.snapshot(), drain.clone());
+        tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone()));
+        let mut doors: HashMap<SocketAddr, Door> = HashMap::new();
+        let open = |update: Update, doors: &mut HashMap<SocketAddr, Door>| {
+            let mut sockets: HashMap<_, _> = update.sockets.into_iter().collect();
+            let mut kept = HashMap::new();
+            for parts in &update.prepared.plans {
+                let Ok(proxies) = TrustedNetworks::parse(&parts.networks) else { continue };
+                let plan = Rc::new(Plan {
+                    id: parts.id,
+                    tls: parts.tls.clone(),
+                    proxies,
+                    limits: update.prepared.config.limits.clone(),
+                });
+                if let Some(door) = doors.remove(&parts.address) {
+                    *door.plan.borrow_mut() = plan;
+                    kept.insert(parts.address, door);
+                } else if let Some(socket) = sockets.remove(&parts.address)
+                    && let Ok(socket) = TcpListener::from_std(socket)
+                {
+                    let plan = Rc::new(RefCell::new(plan));
+                    let accepting = listener::accept(socket, plan.clone(), server.clone(), places.clone(), drain.clone());
+                    kept.insert(parts.address, Door { plan, task: tokio::task::spawn_local(accepting) });
+                }
+            }
+            // Doors that are no longer configured close with their drop.
+            *doors = kept;
+        };
+        open(first, &mut doors);
+        let mut sweep = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                update = inbox.recv() => match update {
+                    Some(update) => {
+                        *server.snapshot.borrow_mut() = update.prepared.snapshot();
+                        open(update, &mut doors);
+                    }
+                    // The control side is gone: so is the process, in a moment.
+                    None => return,
+                },
+                _ = sweep.tick() => server.snapshot().sweep(),
+            }
+        }
+    });
+}
+
+/// One address that a worker accepts at.
+struct Door {
+    plan: Rc<RefCell<Rc<Plan>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Lifts the soft descriptor limit to the hard one: two descriptors a stream go fast.
+fn raise_descriptor_limit() {
+    use rustix::process::Resource;
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}
