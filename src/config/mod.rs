@@ -376,12 +376,4 @@ pub(crate) const BUILT_IN: &str = include_str!("built_in.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn built_in() {
-        let config = Config::built_in();
-        assert_eq!(config.upstreams.len(), 5);
-    }
-}
+mod tests;
