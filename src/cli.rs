@@ -22,9 +22,11 @@ const WRONG: u8 = 2;
 
 /// nullhop: a streaming edge proxy for LLM APIs that keeps nothing.
 #[derive(Parser)]
-#[command(name = "nullhop", version, about = "A zero-retention streaming edge proxy for LLM APIs", long_about = QUICK_START, after_long_help = EXIT_CODES)]
+#[command(name = "nullhop", version, long_about = QUICK_START, after_long_help = EXIT_CODES)]
+#[command(about = "A zero-retention streaming edge proxy for LLM APIs")]
 #[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
+    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -124,6 +126,7 @@ pub struct InitArgs {
 /// `nullhop config`
 #[derive(Args)]
 pub struct ConfigArgs {
+    /// What to explain.
     #[command(subcommand)]
     pub topic: ConfigTopic,
 }
@@ -172,7 +175,9 @@ impl RunArgs {
             let [listener] = config.listeners.as_mut_slice() else {
                 return Err(RunRefused::ListenNeedsOneListener);
             };
-            if !listener.tls && !address.ip().to_canonical().is_loopback() {
+            // A listener that is open to the network already has said `plaintext = "i-know"`.
+            let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+            if !listener.tls && is_loopback(listener.address) && !is_loopback(address) {
                 return Err(RunRefused::ListenNeedsTls);
             }
             listener.address = address;
@@ -184,8 +189,11 @@ impl RunArgs {
 /// Why [`RunArgs::load`] gives nothing. `Display` is for terminals, without a newline at the end.
 #[derive(Debug)]
 pub enum RunRefused {
+    /// The file has problems.
     Configuration(Report),
+    /// `--listen` beside several listeners, or none.
     ListenNeedsOneListener,
+    /// `--listen` would open a listener without TLS to the network.
     ListenNeedsTls,
 }
 
