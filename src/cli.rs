@@ -22,9 +22,11 @@ const WRONG: u8 = 2;
 
 /// nullhop: a streaming edge proxy for LLM APIs that keeps nothing.
 #[derive(Parser)]
-#[command(name = "nullhop", version, about = "A zero-retention streaming edge proxy for LLM APIs", long_about = QUICK_START, after_long_help = EXIT_CODES)]
+#[command(name = "nullhop", version, long_about = QUICK_START, after_long_help = EXIT_CODES)]
+#[command(about = "A zero-retention streaming edge proxy for LLM APIs")]
 #[command(arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
+    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -124,6 +126,7 @@ pub struct InitArgs {
 /// `nullhop config`
 #[derive(Args)]
 pub struct ConfigArgs {
+    /// What to explain.
     #[command(subcommand)]
     pub topic: ConfigTopic,
 }
@@ -172,7 +175,9 @@ impl RunArgs {
             let [listener] = config.listeners.as_mut_slice() else {
                 return Err(RunRefused::ListenNeedsOneListener);
             };
-            if !listener.tls && !address.ip().to_canonical().is_loopback() {
+            // A listener that is open to the network already has said `plaintext = "i-know"`.
+            let is_loopback = |address: SocketAddr| address.ip().to_canonical().is_loopback();
+            if !listener.tls && is_loopback(listener.address) && !is_loopback(address) {
                 return Err(RunRefused::ListenNeedsTls);
             }
             listener.address = address;
@@ -184,8 +189,11 @@ impl RunArgs {
 /// Why [`RunArgs::load`] gives nothing. `Display` is for terminals, without a newline at the end.
 #[derive(Debug)]
 pub enum RunRefused {
+    /// The file has problems.
     Configuration(Report),
+    /// `--listen` beside several listeners, or none.
     ListenNeedsOneListener,
+    /// `--listen` would open a listener without TLS to the network.
     ListenNeedsTls,
 }
 
@@ -394,4 +402,130 @@ fn config(args: &ConfigArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Re
         },
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Exit code, standard output, standard error.
+    fn said(args: &[&str]) -> (u8, String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let cli =
+            Cli::try_parse_from([&["nullhop"], args].concat()).unwrap_or_else(|e| panic!("{e}"));
+        let code = match cli.command {
+            Command::Check(args) => check(&args, &mut out, &mut err),
+            Command::Init(args) => init(&args, &mut out, &mut err),
+            Command::Config(args) => config(&args, &mut out, &mut err),
+            Command::Run(_) | Command::Demo(_) => panic!("not ours"),
+        };
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (code.unwrap(), text(out), text(err))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        for part in [
+            "OPENAI_BASE_URL",
+            "ANTHROPIC_BASE_URL",
+            "GOOGLE_GEMINI_BASE_URL",
+            "openai_base_url",
+            "Exit codes:",
+        ] {
+            assert!(help.contains(part), "{part}");
+        }
+        assert!(Cli::try_parse_from(["nullhop", "check"]).is_err());
+        let Ok(Cli {
+            command: Command::Run(args),
+        }) = Cli::try_parse_from(["nullhop", "run", "--listen", "[::1]:1"])
+        else {
+            panic!("it is valid");
+        };
+        let loaded = args.load().unwrap();
+        assert_eq!(loaded.config.listeners[0].address.to_string(), "[::1]:1");
+    }
+
+    #[test]
+    fn init_then_check_then_show() {
+        let folder = std::env::temp_dir().join(format!("nullhop-{}-cli", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("nullhop.toml");
+        let path = file.to_str().unwrap();
+
+        let (code, out, _) = said(&["init", "--output", path]);
+        assert_eq!(
+            (code, out),
+            (0, format!("wrote {path}; next: nullhop check -c {path}\n"))
+        );
+        assert_eq!(fs::read_to_string(&file).unwrap(), said(&["init"]).1);
+        let (code, _, err) = said(&["init", "-o", path]);
+        assert_eq!(
+            (code, err),
+            (2, format!("error: {path} exists and is left alone\n"))
+        );
+        assert_eq!(
+            said(&["init", "-o", folder.join("no/x").to_str().unwrap()]).0,
+            1
+        );
+
+        let (code, out, err) = said(&["check", "-c", path]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        let expected = format!(
+            "{path} is valid: 1 listener, 5 upstreams\n\
+             \x20 openai      https://127.0.0.1:8443/openai/v1\n\
+             \x20 anthropic   https://127.0.0.1:8443/anthropic\n\
+             \x20 gemini      https://127.0.0.1:8443/gemini\n\
+             \x20 deepseek    https://127.0.0.1:8443/deepseek/v1\n\
+             \x20 openrouter  https://127.0.0.1:8443/openrouter/v1\n"
+        );
+        assert_eq!(out, expected);
+        let (code, out, _) = said(&["check", "-c", path, "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &json["valid"]), (0, &serde_json::json!(true)));
+        assert_eq!(
+            json["upstreams"][0]["base_urls"][0],
+            "https://127.0.0.1:8443/openai/v1"
+        );
+        assert_eq!(
+            said(&["config", "show", "-c", path]),
+            said(&["config", "show"])
+        );
+
+        fs::write(&file, "[metrics]\naddress = \"0.0.0.0:1\"\n[server]\npublic_url = \"https://e.example\"\n[[upstream]]\nname = \"t\"\nprovider = \"compatible\"\nurl = \"https://api.together.ai/v1\"\nhosts = [\"t.example\"]").unwrap();
+        let (code, out, err) = said(&["check", "-c", path]);
+        assert_eq!(code, 0);
+        assert!(err.starts_with("warning: [metrics] is open"));
+        assert!(
+            out.ends_with("1 upstream\n  t  https://e.example/t\n  t  https://t.example\n"),
+            "{out}"
+        );
+
+        fs::write(&file, "[metrics]\ntoken = \"sesame\"").unwrap();
+        let (code, out, err) = said(&["check", "-c", path]);
+        assert_eq!((code, out.as_str()), (2, ""));
+        assert!(err.starts_with(&format!("{path}: 2 problems\n")) && !err.contains("sesame"));
+        let (code, out, _) = said(&["check", "-c", path, "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &json["valid"]), (2, &serde_json::json!(false)));
+        assert_eq!(said(&["config", "show", "-c", path]).0, 2);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn schema_and_reference_are_printed() {
+        let schema: serde_json::Value =
+            serde_json::from_str(&said(&["config", "schema"]).1).unwrap();
+        assert_eq!(schema["additionalProperties"], false);
+        assert!(
+            said(&["config", "reference"])
+                .1
+                .starts_with("# Configuration\n")
+        );
+    }
 }

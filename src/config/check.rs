@@ -574,29 +574,23 @@ impl Checker<'_> {
     }
 
     fn unique<'b>(&mut self, blocks: impl Iterator<Item = &'b Block>, key: &'static str) {
-        let mut seen: HashMap<&str, Option<Span>> = HashMap::new();
+        let mut seen: HashMap<&str, &Block> = HashMap::new();
         for block in blocks {
             let Some(text) = block.text(key).filter(|text| !text.is_empty()) else {
                 continue;
             };
-            let span = block.span_of(key);
-            match seen.get(text).cloned() {
-                // A prefix that comes from the name is no second fault.
-                Some(_) if key == "prefix" && !block.is_written(key) => {}
-                Some(first) => {
-                    let section = block.section;
-                    self.fault(
-                        span,
-                        Cause::Twice {
-                            key,
-                            section,
-                            first,
-                        },
-                    );
-                }
-                None => {
-                    seen.insert(text, span);
-                }
+            let Some(first) = seen.get(text) else {
+                seen.insert(text, block);
+                continue;
+            };
+            // Two prefixes that come from one name are no second fault.
+            if key != "prefix" || block.is_written(key) || first.is_written(key) {
+                let cause = Cause::Twice {
+                    key,
+                    section: block.section,
+                    first: first.span_of(key),
+                };
+                self.fault(block.span_of(key), cause);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The configuration: what the operator wrote, checked once, immutable afterwards.
 //!
 //! `RawConfig` (private, in `parse`) is the text as written; [`Config`] is what the rest of the
-//! program sees. `table` describes every key once; `report` tells what is wrong without quoting it. A value of type [`Config`] has passed every check: names are valid and unique,
-//! references resolve, numbers are within their bounds. A reload makes a new one.
+//! program sees. A value of type [`Config`] has passed every check: names are valid and unique,
+//! references resolve, numbers are within their bounds. A reload makes a new one. `table` describes
+//! every key once; `report` tells what is wrong without quoting it.
 
 mod check;
 pub mod describe;
@@ -27,12 +28,15 @@ pub use self::report::{Report, Warning};
 
 /// The whole checked configuration.
 pub struct Config {
+    /// This machine among others.
     pub node: Node,
+    /// Threads.
     pub runtime: Runtime,
     /// At least one.
     pub listeners: Vec<Listener>,
     /// Empty means: one self-signed certificate made in memory at start.
     pub certificates: Vec<Certificate>,
+    /// TLS towards clients.
     pub tls: Tls,
     /// Host names that clients may name besides those of the certificates and of the upstreams.
     /// Lower case, no port.
@@ -40,10 +44,15 @@ pub struct Config {
     /// The URL at which clients reach this node, without a trailing slash, used in hints such as
     /// "the base URL is https://edge.example.com/openai/v1". `None`: hints say `https://HOST`.
     pub public_url: Option<String>,
+    /// What clients can make this node hold.
     pub limits: Limits,
+    /// Going away.
     pub drain: Drain,
+    /// `None`: `enabled = false`.
     pub metrics: Option<MetricsListener>,
+    /// `None`: `enabled = false`.
     pub admin: Option<AdminListener>,
+    /// Events on standard error.
     pub log: Log,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
@@ -67,10 +76,11 @@ pub struct Runtime {
 pub struct Listener {
     /// `^[a-z][a-z0-9-]{0,31}$`, unique; default `main`.
     pub name: String,
+    /// Port 0: any free one. Unique among all listeners otherwise.
     pub address: SocketAddr,
     /// `false` only for a loopback address (or with `plaintext = "i-know"`): HTTP without TLS.
     pub tls: bool,
-    /// Networks (CIDR) whose connections must begin with a PROXY protocol header; connections from
+    /// Networks (CIDR, always `address/length`, host bits zero) whose connections must begin with a PROXY protocol header; connections from
     /// elsewhere are refused when this is not empty.
     pub proxy_protocol_from: Vec<String>,
 }
@@ -79,7 +89,9 @@ pub struct Listener {
 pub struct Certificate {
     /// `^[a-z][a-z0-9-]{0,31}$`, unique.
     pub name: String,
+    /// PEM; could be read when the configuration was checked.
     pub cert_file: PathBuf,
+    /// PEM.
     pub key: KeySource,
     /// Served when the client names no host or an unknown one. The first one if none says so.
     pub default: bool,
@@ -87,14 +99,18 @@ pub struct Certificate {
 
 /// Where a private key comes from.
 pub enum KeySource {
+    /// A file, watched for changes.
     File(PathBuf),
     /// PEM text, from an environment variable or a systemd credential.
     Inline(Secret),
 }
 
+/// `tls.min_version`
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum TlsVersion {
+    /// TLS 1.2.
     V1_2,
+    /// TLS 1.3.
     V1_3,
 }
 
@@ -102,6 +118,7 @@ pub enum TlsVersion {
 pub struct Tls {
     /// Default 1.2.
     pub min_version: TlsVersion,
+    /// Whether clients show a certificate.
     pub client_auth: ClientAuth,
     /// How often certificate files are looked at, default 2 s, 1 s to 1 h.
     pub reload_interval: Duration,
@@ -109,9 +126,18 @@ pub struct Tls {
 
 /// `tls.client_auth`
 pub enum ClientAuth {
+    /// Clients are not asked.
     None,
-    Optional { ca_file: PathBuf },
-    Required { ca_file: PathBuf },
+    /// Clients may show one; it must come from these authorities.
+    Optional {
+        /// PEM.
+        ca_file: PathBuf,
+    },
+    /// Clients must show one from these authorities.
+    Required {
+        /// PEM.
+        ca_file: PathBuf,
+    },
 }
 
 /// `[limits]`: what a client can make this node hold, and how long it may take.
@@ -178,22 +204,31 @@ pub struct AdminListener {
     pub address: SocketAddr,
 }
 
+/// `log.format`
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// For people: one line of `name=value` pairs.
     Text,
+    /// For collectors: one object a line.
     Json,
 }
 
+/// `log.level`
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
+    /// Something is lost.
     Error,
+    /// Something should be otherwise.
     Warn,
+    /// Default: also starts, stops and reloads.
     Info,
 }
 
 /// `[log]`
 pub struct Log {
+    /// How a line looks.
     pub format: LogFormat,
+    /// The least important level that is written.
     pub level: LogLevel,
 }
 
@@ -202,7 +237,9 @@ pub struct Log {
 pub enum UpstreamProtocol {
     /// What ALPN settles on; h2 is offered first.
     Auto,
+    /// HTTP/1.1 only.
     H1,
+    /// HTTP/2 only; all endpoints have TLS.
     H2,
 }
 
@@ -222,6 +259,7 @@ pub enum Privacy {
 pub struct Upstream {
     /// `^[a-z][a-z0-9-]{0,31}$`, unique.
     pub name: String,
+    /// Whose API it is.
     pub provider: Provider,
     /// `/name` by default; one or more segments, no trailing slash; unique. `None` if only `hosts` lead here.
     pub prefix: Option<String>,
@@ -231,9 +269,11 @@ pub struct Upstream {
     pub bare: bool,
     /// At least one.
     pub endpoints: Vec<Endpoint>,
+    /// HTTP version.
     pub protocol: UpstreamProtocol,
     /// Default by provider: on for openai, gemini, vertex, azure.
     pub websocket: bool,
+    /// Whom its certificate may come from.
     pub roots: Roots,
     /// Connections per worker and endpoint. Default 1024 (h1) and shared by all streams (h2).
     pub connections: usize,
@@ -245,6 +285,7 @@ pub struct Upstream {
     pub silence_timeout: Duration,
     /// A pooled connection without a request in flight. Default 30 s.
     pub idle_timeout: Duration,
+    /// What is kept from the provider.
     pub privacy: Privacy,
     /// Tries at most this many endpoints before the first byte. Default 3, 1 to 8.
     pub attempts: u32,
@@ -257,8 +298,10 @@ pub struct Upstream {
 pub struct Endpoint {
     /// `https` or, for loopback and private addresses only, `http`.
     pub tls: bool,
-    /// Host name or address literal; also the TLS server name and the `Host` that the provider sees.
+    /// Host name (lower case) or address literal (IPv6 without brackets); also the TLS server name and
+    /// the `Host` that the provider sees.
     pub host: String,
+    /// 443 or 80 if the URL names none.
     pub port: u16,
     /// Path put before the client's (after the prefix was taken off), no trailing slash; often empty.
     pub base_path: String,
@@ -277,6 +320,7 @@ pub enum Roots {
 
 /// A checked configuration and what came up on the way.
 pub struct Loaded {
+    /// The only handle to it, until it is cloned.
     pub config: Arc<Config>,
     /// In file order.
     pub warnings: Vec<Warning>,
@@ -376,12 +420,4 @@ pub(crate) const BUILT_IN: &str = include_str!("built_in.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn built_in() {
-        let config = Config::built_in();
-        assert_eq!(config.upstreams.len(), 5);
-    }
-}
+mod tests;

@@ -1,0 +1,958 @@
+//! The promises of the configuration: all problems at once, no value in any report, one table.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::table::{Kind, SECTIONS};
+use super::*;
+
+fn read(text: &str) -> Result<Loaded, Report> {
+    let surroundings = Surroundings {
+        base_dir: Path::new("/nonexistent"),
+        variable: &|_| None,
+    };
+    Config::from_surroundings(text, "nullhop.toml", &surroundings)
+}
+
+fn report(text: &str) -> String {
+    match read(text) {
+        Ok(_) => panic!("expected problems"),
+        Err(report) => report.to_string(),
+    }
+}
+
+/// `text` beside an upstream, so that it is whole.
+fn with_upstream(text: &str) -> String {
+    format!("{text}\n[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\n")
+}
+
+fn ok(text: &str) -> Loaded {
+    read(&with_upstream(text)).unwrap_or_else(|report| panic!("{report}"))
+}
+
+/// The messages alone, in order.
+fn messages(text: &str) -> Vec<String> {
+    report(text)
+        .lines()
+        .filter_map(|line| line.strip_prefix("error: "))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A folder that is gone when the test is.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("nullhop-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8], mode: u32) {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn ten_mistakes_are_ten_problems() {
+    let text = r#"# A file with ten mistakes
+[runtime]
+workers = 1000
+
+[[listener]]
+adress = "10.11.12.13:8443" # the office
+
+[limits]
+handshake_timeout = 5
+head_bytes = "1KiB"
+
+[drain]
+grace = "10m"
+deadline = "1m"
+
+[metrics]
+token = "s3cr3t-t0k3n"
+
+[admin]
+address = "0.0.0.0:9465"
+
+[[upstream]]
+name = "openai"
+provider = "open-ai"
+
+[[upstream]]
+name = "openai"
+provider = "compatible"
+url = "https://user:pass@api.example.com"
+"#;
+    let expected = r#"nullhop.toml: 10 problems
+error: `workers` in [runtime] must be an integer from 0 to 256
+  --> nullhop.toml:3:11
+   |
+ 3 | workers = 1000
+   |           ^^^^
+
+error: unknown key `adress` in [[listener]], did you mean `address`?
+  --> nullhop.toml:6:1
+   |
+ 6 | adress = "***"
+   | ^^^^^^
+
+error: `handshake_timeout` in [limits] must be a duration from 100ms to 1m, such as "250ms", "5s", "15m" or "1h", not an integer
+  --> nullhop.toml:9:21
+   |
+ 9 | handshake_timeout = 5
+   |                     ^
+
+error: `head_bytes` in [limits] must be a size from 8KiB to 256KiB: a number of bytes, or such as "64KiB" or "32MiB"
+   --> nullhop.toml:10:14
+    |
+ 10 | head_bytes = "***"
+    |              ^^^^^
+
+error: `deadline` in [drain] must not be below `grace`: both count from the signal
+   --> nullhop.toml:14:12
+    |
+ 14 | deadline = "***"
+    |            ^^^^^
+
+error: `token` in [metrics] is a secret and must not stand in this file
+   --> nullhop.toml:17:9
+    |
+ 17 | token = "***"
+    |         ^^^^^
+    = say where it is: { file = "path" }, { env = "NAME" } or { credential = "name" } (systemd)
+
+error: `address` in [admin] must be a loopback address: it has no authentication
+   --> nullhop.toml:20:11
+    |
+ 20 | address = "***"
+    |           ^^^^^
+
+error: `provider` in [[upstream]] must be one of `openai`, `anthropic`, `gemini`, `vertex`, `bedrock`, `azure`, `compatible`; did you mean `openai`?
+   --> nullhop.toml:24:12
+    |
+ 24 | provider = "***"
+    |            ^^^^^
+
+error: `name` in [[upstream]] must be unique, the same as on line 23
+   --> nullhop.toml:27:8
+    |
+ 27 | name = "***"
+    |        ^^^^^
+
+error: `url` in [[upstream]] must not hold a user name or a password (`@`)
+   --> nullhop.toml:29:7
+    |
+ 29 | url = "***"
+    |       ^^^^^
+"#;
+    let report = read(text).err().unwrap();
+    assert_eq!(report.problems(), 10);
+    assert_eq!(report.to_string(), expected);
+
+    let json = report.to_json();
+    assert_eq!(json["count"], 10);
+    assert_eq!(json["problems"][0]["line"], 3);
+    assert_eq!(json["problems"][0]["column"], 11);
+    assert_eq!(
+        json["problems"][5]["message"],
+        "`token` in [metrics] is a secret and must not stand in this file"
+    );
+}
+
+#[test]
+fn suggestions() {
+    for (text, expected) in [
+        (
+            "[limit]\nx = 1",
+            "unknown section `limit`, did you mean [limits]?",
+        ),
+        (
+            "[listner]\nx = 1",
+            "unknown section `listner`, did you mean [[listener]]?",
+        ),
+        (
+            "[limits]\nidle-timeout = 1",
+            "unknown key `idle-timeout` in [limits], did you mean `idle_timeout`?",
+        ),
+        (
+            "[limits]\nIdle_Timeot = 1",
+            "unknown key `Idle_Timeot` in [limits], did you mean `idle_timeout`?",
+        ),
+        (
+            "[limits]\ngrace = 1",
+            "unknown key `grace` in [limits], it belongs in [drain]",
+        ),
+        (
+            "workers = 1",
+            "unknown key `workers` above the first section, it belongs in [runtime]",
+        ),
+        (
+            "[limits]\nwhatever = 1",
+            "unknown key `whatever` in [limits]",
+        ),
+        (
+            "[limits]\n\"with space\" = 1",
+            "unknown key `***` in [limits]",
+        ),
+        (
+            "[limits]\nsk-ant-api03-81 = 1",
+            "unknown key `***` in [limits]",
+        ),
+        (
+            "[log]\nlevel = \"warning\"",
+            "`level` in [log] must be one of `error`, `warn`, `info`",
+        ),
+        (
+            "[log]\nlevel = \"inof\"",
+            "`level` in [log] must be one of `error`, `warn`, `info`; did you mean `info`?",
+        ),
+        (
+            "[listener]\naddress = \"[::1]:1\"",
+            "`listener` may be there several times: write [[listener]]",
+        ),
+        (
+            "[[limits]]\n[[limits]]",
+            "`limits` is there once: write [limits]",
+        ),
+        ("limits = 5", "`limits` is a section: write [limits]"),
+        (
+            "[metrics]\ntoken = { fil = \"x\" }",
+            "`token` in [metrics] must be { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }",
+        ),
+        (
+            "[metrics]\ntoken = 5",
+            "`token` in [metrics] must be { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }, not an integer",
+        ),
+    ] {
+        assert_eq!(messages(&with_upstream(text)), [expected], "{text}");
+    }
+    // A number where a secret belongs may be one.
+    assert!(!report(&with_upstream("[metrics]\ntoken = 31337")).contains("31337"));
+    // A mistyped section or key is one problem, not also a missing one.
+    assert_eq!(
+        report("[[upstreams]]\nname = \"a\"")
+            .matches("error:")
+            .count(),
+        1
+    );
+}
+
+#[test]
+fn rules_across_keys() {
+    let listener = "[[listener]]\naddress = ";
+    let upstream = "[[upstream]]\nprovider = \"compatible\"\nname = ";
+    for (text, expected) in [
+        (
+            format!("{listener}\"0.0.0.0:80\"\ntls = false"),
+            "`tls = false` in [[listener]] is for loopback addresses: keys and content would cross the network readable",
+        ),
+        (
+            format!("{listener}\"[::1]:1\"\n{listener}\"[::1]:2\""),
+            "`name` in [[listener]] must be unique",
+        ),
+        (
+            format!("{listener}\"127.0.0.1:9464\""),
+            "`address` in [metrics] must be unique, the same as on line 2",
+        ),
+        (
+            format!("{listener}\"localhost:80\""),
+            "`address` in [[listener]] must be an IP address and a port, such as 127.0.0.1:8443 or [::1]:8443",
+        ),
+        (
+            format!("{listener}\"[::1]:1\"\nproxy_protocol_from = [\"10.0.0.0/40\"]"),
+            "`proxy_protocol_from` in [[listener]] must hold networks such as 10.0.0.0/8 or fd00::/8",
+        ),
+        (
+            "[tls]\nclient_auth = \"required\"".to_owned(),
+            "`client_auth` in [tls] needs `ca_file`, the authorities of client certificates",
+        ),
+        (
+            "[tls]\nclient_auth = \"required\"\nca_file = \"x\"".to_owned(),
+            "the file of `ca_file` in [tls] does not exist",
+        ),
+        (
+            "[server]\nhosts = [\"a.example\", \"A.example\"]".to_owned(),
+            "`hosts` in [server] must be unique, the same as on line 2",
+        ),
+        (format!("{upstream}\"a\""), "[[upstream]] needs `url`"),
+        (
+            format!("{upstream}\"none\"\nurl = \"https://a.example\""),
+            "`name` in [[upstream]] must not be `none`: the metrics say that when no upstream is chosen",
+        ),
+        (
+            format!("{upstream}\"a\"\nurl = \"https://a.example\"\nprefix = \"/openai\""),
+            "`prefix` in [[upstream]] must be unique, the same as on line 5",
+        ),
+        (
+            format!("{upstream}\"a\"\nurl = \"https://a.example\"\nprefix = \"\""),
+            "`prefix` in [[upstream]] is empty, so the upstream needs `hosts` or `bare`: nothing leads to it",
+        ),
+        (
+            format!("{upstream}\"a\"\nurl = \"http://10.0.0.1\"\nprotocol = \"h2\""),
+            "`protocol` in [[upstream]] cannot be `h2` with an http:// URL: HTTP/2 is agreed on inside TLS, and prior knowledge (h2c) is not spoken",
+        ),
+        (
+            format!(
+                "{upstream}\"a\"\nurl = \"https://a.example\"\n[[upstream.endpoint]]\nurl = \"https://b.example\""
+            ),
+            "`url` in [[upstream]] stands beside [[upstream.endpoint]]: write one or the other",
+        ),
+        (
+            format!(
+                "{upstream}\"a\"\n[[upstream.endpoint]]\nurl = \"https://b.example\"\n[[upstream.endpoint]]\nurl = \"https://b.example/\""
+            ),
+            "`url` in [[upstream.endpoint]] must be unique, the same as on line 5",
+        ),
+        (
+            format!(
+                "{upstream}\"a\"\nurl = \"https://a.example\"\nbare = true\n{upstream}\"b\"\nurl = \"https://a.example\"\nbare = true"
+            ),
+            "only one [[upstream]] per API can be `bare`: it answers when a path has no prefix",
+        ),
+        (
+            "[metrics]\ntoken = { env = \"UNSET\" }".to_owned(),
+            "`token` in [metrics] names an environment variable that is not set",
+        ),
+        (
+            "[metrics]\ntoken = { credential = \"x\" }".to_owned(),
+            "`token` in [metrics] names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?",
+        ),
+        (
+            "[metrics]\ntoken = { file = \"x\" }".to_owned(),
+            "the file of `token` in [metrics] does not exist",
+        ),
+    ] {
+        let got = messages(&with_upstream(&text));
+        assert_eq!(got.len(), 1, "{text}\n{got:?}");
+        assert!(got[0].starts_with(expected), "{text}\n{got:?}");
+    }
+    assert_eq!(
+        messages(""),
+        ["there is no [[upstream]], so nothing to relay to"]
+    );
+    ok(&format!(
+        "{listener}\"0.0.0.0:80\"\ntls = false\nplaintext = \"i-know\""
+    ));
+    ok(&format!("{listener}\"127.0.0.1:80\"\ntls = false"));
+    ok("[drain]\ngrace = \"0s\"\ndeadline = \"0s\"");
+    let off = ok("[metrics]\nenabled = false\n[admin]\nenabled = false").config;
+    assert!(off.metrics.is_none() && off.admin.is_none());
+    let open = ok("[metrics]\naddress = \"0.0.0.0:9464\"");
+    assert_eq!(open.warnings.len(), 1);
+    assert!(open.warnings[0].to_string().starts_with(
+        "warning: [metrics] is open to the network without a `token`\n  --> nullhop.toml:2:11\n"
+    ));
+}
+
+#[test]
+fn values_arrive() {
+    let config = ok(
+        "[node]\npop = \"fra-1\"\n[runtime]\nworkers = 3\n[limits]\nbody_bytes = \"1MiB\"\nhead_bytes = 0x4000\nbody_grace = \"90s\"\nconnections = 5_000\n\
+         [server]\nhosts = [\"Edge.example.com\"]\npublic_url = \"https://edge.example.com/\"\n\
+         [[listener]]\nname = \"v6\"\naddress = \"[::1]:443\"\nproxy_protocol_from = [\"10.0.0.0/8\"]\n\
+         [[upstream]]\nname = \"b\"\nprovider = \"azure\"\nprefix = \"\"\nhosts = [\"B.example\"]\nprivacy = \"session\"\nbody_bytes = 4096\n\
+         [[upstream.endpoint]]\nurl = \"https://x.openai.azure.com\"\nweight = 3\n[[upstream.endpoint]]\nurl = \"https://y.openai.azure.com:8443/p/\"",
+    )
+    .config;
+    assert_eq!(config.node.pop.as_deref(), Some("fra-1"));
+    assert_eq!(config.runtime.workers, 3);
+    assert_eq!(config.limits.body_bytes, 1 << 20);
+    assert_eq!(config.limits.head_bytes, 0x4000);
+    assert_eq!(config.limits.connections, 5000);
+    assert_eq!(config.limits.body_grace, Duration::from_secs(90));
+    assert_eq!(config.hosts, ["edge.example.com"]);
+    assert_eq!(
+        config.public_url.as_deref(),
+        Some("https://edge.example.com")
+    );
+    assert_eq!(config.listeners[0].proxy_protocol_from, ["10.0.0.0/8"]);
+    let upstream = &config.upstreams[0];
+    assert!(
+        upstream.prefix.is_none() && upstream.websocket && upstream.privacy == Privacy::Session
+    );
+    assert_eq!(
+        (upstream.hosts[0].as_str(), upstream.body_bytes),
+        ("b.example", Some(4096))
+    );
+    let endpoints: Vec<_> = upstream
+        .endpoints
+        .iter()
+        .map(|e| (e.to_string(), e.weight))
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            ("https://x.openai.azure.com".to_owned(), 3),
+            ("https://y.openai.azure.com:8443/p".to_owned(), 1)
+        ]
+    );
+}
+
+#[test]
+fn secrets() {
+    let folder = Folder::new("secrets");
+    folder.write("good", b"t0ken\r\n", 0o600);
+    folder.write("open", b"t0ken\n", 0o644);
+    folder.write("empty", b"\n", 0o600);
+    folder.write("long", &[b'x'; (64 << 10) + 1], 0o600);
+    folder.write("spaces", b"a b", 0o600);
+    folder.write("edge.crt", b"a certificate", 0o644);
+    let credentials = folder.0.clone();
+    let variable = move |name: &str| match name {
+        "CREDENTIALS_DIRECTORY" => Some(OsString::from(&credentials)),
+        "TOKEN" => Some(OsString::from("t0ken")),
+        _ => None,
+    };
+    let surroundings = Surroundings {
+        base_dir: &folder.0,
+        variable: &variable,
+    };
+    let token = |form: &str| {
+        let text = with_upstream(&format!("[metrics]\ntoken = {form}"));
+        Config::from_surroundings(&text, "nullhop.toml", &surroundings)
+    };
+    for (form, warnings) in [
+        ("{ file = \"good\" }", 0),
+        ("{ file = \"open\" }", 1),
+        ("{ env = \"TOKEN\" }", 0),
+        ("{ credential = \"open\" }", 0),
+    ] {
+        let loaded = token(form).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(loaded.warnings.len(), warnings, "{form}");
+        let metrics = loaded.config.metrics.as_ref().unwrap();
+        assert_eq!(metrics.token.as_ref().unwrap().expose(), b"t0ken", "{form}");
+        assert!(loaded.shown.contains("token = \"***\""));
+        assert!(!loaded.shown.contains("t0ken"));
+    }
+    for (form, expected) in [
+        (
+            "{ file = \"empty\" }",
+            "the file of `token` in [metrics] is empty",
+        ),
+        (
+            "{ file = \"long\" }",
+            "the file of `token` in [metrics] is larger than 64 KiB",
+        ),
+        (
+            "{ file = \".\" }",
+            "the file of `token` in [metrics] is not a regular file",
+        ),
+        (
+            "{ file = \"spaces\" }",
+            "`token` in [metrics] must be printable ASCII",
+        ),
+        (
+            "{ credential = \"../good\" }",
+            "`token` in [metrics] must be { file",
+        ),
+        (
+            "{ env = \"TO KEN\" }",
+            "`token` in [metrics] must be { file",
+        ),
+        (
+            "{ env = \"A\", file = \"b\" }",
+            "`token` in [metrics] must be { file",
+        ),
+        ("{}", "`token` in [metrics] must be { file"),
+    ] {
+        let report = token(form).err().unwrap().to_string();
+        assert!(report.contains(&format!("error: {expected}")), "{report}");
+    }
+
+    let text = with_upstream(
+        "[[certificate]]\nname = \"a\"\ncert_file = \"edge.crt\"\nkey = { file = \"good\" }\n\
+         [[certificate]]\nname = \"b\"\ncert_file = \"edge.crt\"\nkey = { credential = \"good\" }",
+    );
+    let config = Config::from_surroundings(&text, "nullhop.toml", &surroundings)
+        .unwrap_or_else(|r| panic!("{r}"))
+        .config;
+    assert!(
+        matches!(&config.certificates[0].key, KeySource::File(path) if *path == folder.0.join("good"))
+    );
+    assert!(
+        matches!(&config.certificates[1].key, KeySource::Inline(key) if key.expose() == b"t0ken")
+    );
+    assert!(config.certificates[0].default && !config.certificates[1].default);
+}
+
+#[test]
+fn files() {
+    let folder = Folder::new("files");
+    folder.write("good.toml", BUILT_IN.as_bytes(), 0o644);
+    folder.write("binary.toml", b"[node]\npop = \"\xff\"", 0o644);
+    folder.write("large.toml", &vec![b'\n'; (1 << 20) + 1], 0o644);
+    assert_eq!(
+        Config::load(&folder.0.join("good.toml"))
+            .unwrap_or_else(|r| panic!("{r}"))
+            .config
+            .upstreams
+            .len(),
+        5
+    );
+    for (name, expected) in [
+        ("binary.toml", "this file is not UTF-8"),
+        ("large.toml", "this file is larger than 1 MiB"),
+        ("missing.toml", "this file does not exist"),
+        (".", "this file cannot be read"),
+    ] {
+        let report = Config::load(&folder.0.join(name)).err().unwrap();
+        assert!(
+            report
+                .to_string()
+                .ends_with(&format!("1 problem\nerror: {expected}\n")),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn built_in_round_trip() {
+    let loaded = Config::load_built_in();
+    let config = &loaded.config;
+    assert!(loaded.warnings.is_empty());
+    let upstreams: Vec<_> = config
+        .upstreams
+        .iter()
+        .map(|u| {
+            (
+                u.name.as_str(),
+                u.prefix.as_deref().unwrap(),
+                u.bare,
+                u.websocket,
+                u.endpoints[0].to_string(),
+            )
+        })
+        .collect();
+    let expected = [
+        ("openai", "/openai", true, true, "https://api.openai.com"),
+        (
+            "anthropic",
+            "/anthropic",
+            true,
+            false,
+            "https://api.anthropic.com",
+        ),
+        (
+            "gemini",
+            "/gemini",
+            true,
+            true,
+            "https://generativelanguage.googleapis.com",
+        ),
+        (
+            "deepseek",
+            "/deepseek",
+            false,
+            false,
+            "https://api.deepseek.com",
+        ),
+        (
+            "openrouter",
+            "/openrouter",
+            false,
+            false,
+            "https://openrouter.ai/api",
+        ),
+    ];
+    assert_eq!(
+        upstreams,
+        expected.map(|(n, p, b, w, url)| (n, p, b, w, url.to_owned()))
+    );
+    assert_eq!(config.listeners[0].address.to_string(), "127.0.0.1:8443");
+    assert!(config.listeners[0].tls);
+    assert_eq!(
+        config.metrics.as_ref().unwrap().address.to_string(),
+        "127.0.0.1:9464"
+    );
+    assert_eq!(
+        config.admin.as_ref().unwrap().address.to_string(),
+        "127.0.0.1:9465"
+    );
+
+    // What is shown is a configuration, and the same one.
+    let again = read(&loaded.shown).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(again.shown, loaded.shown);
+    assert_eq!(again.config.fingerprint, config.fingerprint);
+    assert_eq!(
+        read(BUILT_IN)
+            .unwrap_or_else(|r| panic!("{r}"))
+            .config
+            .fingerprint,
+        config.fingerprint
+    );
+}
+
+#[test]
+fn fingerprint_is_of_the_values() {
+    let of = |text: &str| ok(text).config.fingerprint;
+    let plain = of("");
+    assert!(plain > 0 && plain < 1 << 48);
+    for same in [
+        "# a comment",
+        "[limits]\nidle_timeout = \"1m\"",
+        "[limits]\nidle_timeout = \"60000ms\"",
+        "[limits]\nhead_bytes = 65536",
+        "[runtime]\nworkers = 0",
+        // Nodes of one fleet differ in this alone.
+        "[node]\npop = \"fra-1\"",
+    ] {
+        assert_eq!(of(same), plain, "{same}");
+    }
+    for other in [
+        "[limits]\nidle_timeout = \"2m\"",
+        "[runtime]\nworkers = 1",
+        "[log]\nlevel = \"warn\"",
+    ] {
+        assert_ne!(of(other), plain, "{other}");
+    }
+}
+
+#[test]
+fn every_default_and_example_is_valid() {
+    for section in SECTIONS {
+        for key in section.keys {
+            assert!(
+                key.default.is_none_or(|text| text == key.example),
+                "{}",
+                key.name
+            );
+            assert!(!(key.required && key.default.is_some()), "{}", key.name);
+        }
+    }
+    // All keys at once: each commented line of the first file, uncommented.
+    let text: String = describe::init()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.is_empty() && !rest.starts_with(' ') => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let mut faults = Vec::new();
+    let raw = parse::parse(&text, &mut faults).unwrap_or_else(|_| panic!("not TOML: {text}"));
+    let report = (!faults.is_empty())
+        .then(|| Report::new("init", &Lines::parsed(&text, raw.showable), faults));
+    assert!(report.is_none(), "{}", report.unwrap());
+    for section in SECTIONS {
+        assert!(text.contains(&format!("\n{}\n", section.header())));
+        for key in section.keys {
+            assert!(text.contains(&format!("\n{} = ", key.name)), "{}", key.name);
+        }
+    }
+}
+
+#[test]
+fn init_is_valid_and_means_the_built_in() {
+    let loaded = read(&describe::init()).unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.warnings.is_empty());
+    assert_eq!(loaded.shown, Config::load_built_in().shown);
+}
+
+#[test]
+fn schema_lists_every_key() {
+    let schema = describe::schema();
+    let again: serde_json::Value = serde_json::from_str(&format!("{schema:#}")).unwrap();
+    assert_eq!(again, schema);
+    assert_eq!(
+        schema["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
+    for section in SECTIONS {
+        let mut at = &schema;
+        for part in section.path.split('.') {
+            at = &at["properties"][part];
+            if at["type"] == "array" {
+                at = &at["items"];
+            }
+        }
+        assert_eq!(at["additionalProperties"], false, "{}", section.path);
+        let children = section.children().count();
+        assert_eq!(
+            at["properties"].as_object().unwrap().len(),
+            section.keys.len() + children
+        );
+        for key in section.keys {
+            let schema = &at["properties"][key.name];
+            assert_eq!(schema["description"], key.doc, "{}", key.name);
+            assert_eq!(
+                schema.get("default").is_some(),
+                key.default.is_some(),
+                "{}",
+                key.name
+            );
+            if let Kind::OneOf(words) = key.kind {
+                assert_eq!(schema["enum"], serde_json::json!(words));
+            }
+            let required = at["required"].as_array();
+            let required = required.is_some_and(|names| names.iter().any(|name| name == key.name));
+            assert_eq!(required, key.required, "{}", key.name);
+        }
+    }
+}
+
+#[test]
+fn providers_are_those_of_the_code() {
+    let upstream = SECTIONS.iter().find(|s| s.path == "upstream").unwrap();
+    let Kind::OneOf(words) = upstream
+        .keys
+        .iter()
+        .find(|k| k.name == "provider")
+        .unwrap()
+        .kind
+    else {
+        panic!("provider is a closed list");
+    };
+    let provider: Vec<_> = Provider::ALL.iter().map(|p| p.as_str()).collect();
+    assert_eq!(words, provider);
+}
+
+/// `NULLHOP_BLESS=1 cargo test -p nullhop --lib config` writes the page anew.
+#[test]
+fn reference_page_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let expected = describe::reference();
+    if std::env::var_os("NULLHOP_BLESS").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &expected).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == expected,
+        "docs/configuration.md is old: set NULLHOP_BLESS=1 and run this test"
+    );
+}
+
+#[test]
+fn syntax_errors_show_no_more_than_our_own_words() {
+    for (text, expected) in [
+        ("[limits]\nconnections = sesame", " 2 | connections = ***\n"),
+        ("[limits\nx = 1", " 1 | [limits\n"),
+        ("[[upstream]\nname = \"a\"", " 1 | [[upstream]\n"),
+        ("[metrics]\ntoken \"sesame\"", " 2 | ***\n"),
+        ("[metrics]\ntoken = \"sesame", " 2 | token = ***\n"),
+        ("[metrics]\nsesame", " 2 | ***\n"),
+        ("[sesame", " 1 | ***\n"),
+        (
+            "[limits]\nhead_fields = 1\nhead_fields = 2",
+            " 3 | head_fields = ***\n",
+        ),
+        (
+            "[log]\nlevel = \"info\" sesame # sesame",
+            " 2 | level = ***\n",
+        ),
+        ("[metrics]\ntoken = \"\"\"\nsesame\nopen sesame", "***"),
+    ] {
+        let report = report(text);
+        assert!(report.contains(expected), "{report}");
+        assert!(report.contains("error: not valid TOML: "), "{report}");
+        assert!(!report.contains("sesame"), "{report}");
+    }
+}
+
+#[test]
+fn shown_lines_hold_no_values() {
+    // Every kind of string, with quotes and hashes inside, beside an unknown key on the same line.
+    let text = r##"
+[node]
+wrong = { a = "sesame \" # sesame", b = 'sesame # "', "sesame" = [1979-05-27, "sesame"], c = 12345 } # sesame
+pop = """sesame ""\"
+sesame"""
+[limits]
+connections = ['''sesame ' '' #''', """sesame""""", 7]
+head_fields = 7.5 # sesame
+head_bytes = true
+[[upstream]]
+name = """
+sesame sesame"""
+provider = 'sesame'
+"##;
+    let report = report(text);
+    assert!(
+        !report.contains("sesame") && !report.contains("12345") && !report.contains("1979"),
+        "{report}"
+    );
+    for line in [
+        r#" 3 | wrong = { *** = "***", *** = "***", "***" = [***, "***"], *** = *** }"#,
+        r#" 4 | pop = "***""#,
+        r#" 7 | connections = ["***", "***", ***]"#,
+        r#" 8 | head_fields = 7.5"#,
+        r#" 9 | head_bytes = true"#,
+        r#" 11 | name = "***""#,
+        r#" 13 | provider = "***""#,
+    ] {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
+}
+
+#[test]
+fn a_thousand_problems_are_counted_and_a_hundred_shown() {
+    let many: String = (0..1000).map(|n| format!("x{n} = 1\n")).collect();
+    let report = read(&with_upstream(&format!("[limits]\n{many}")))
+        .err()
+        .unwrap();
+    assert_eq!(report.problems(), 1000);
+    let text = report.to_string();
+    assert_eq!(text.matches("error: ").count(), 100);
+    assert!(text.ends_with("\nand 900 more\n"));
+    // A line of a megabyte is cut, and quickly.
+    let wide = format!("[limits]\nx = [{}]", "1, ".repeat(300_000));
+    assert!(read(&wide).err().unwrap().to_string().len() < 2_000);
+}
+
+/// Letters and digits take turns, so that no eight of them in a row pass for the name of a key.
+const CANARY: &str = "q7z9x4k2w8v5j3m6";
+
+/// Valid, and with a canary wherever a value can be free text.
+fn canary_file() -> String {
+    let c = CANARY;
+    format!(
+        r#"# {c}
+[node]
+pop = "{c}" # {c}
+[server]
+hosts = ["{c}.example", '{c}.test']
+public_url = "https://{c}.example/{c}"
+[[listener]]
+name = "{c}"
+address = "127.0.0.1:8443"
+[metrics]
+address = "0.0.0.0:9464"
+token = {{ env = "{c}" }}
+[limits]
+idle_timeout = "60s"
+head_fields = 100
+[[upstream]]
+name = "openai"
+provider = "openai"
+prefix = "/{c}/{c}"
+hosts = [
+  "{c}.internal", # {c}
+]
+[[upstream]]
+name = """{c}"""
+provider = 'compatible'
+[[upstream.endpoint]]
+url = "https://{c}.example/{c}"
+weight = 3
+"#
+    )
+}
+
+fn assert_no_canary(said: &str, text: &str) {
+    let said = said.to_ascii_lowercase();
+    for at in 0..=CANARY.len() - 8 {
+        let part = &CANARY[at..at + 8];
+        assert!(!said.contains(part), "{part} in:\n{said}\nfrom:\n{text}");
+    }
+}
+
+#[test]
+fn mutated_files_never_panic_and_never_leak() {
+    let variable = |_: &str| Some(OsString::from(CANARY));
+    let surroundings = Surroundings {
+        base_dir: Path::new("/nonexistent"),
+        variable: &variable,
+    };
+    let check = |text: &str| match Config::from_surroundings(text, "nullhop.toml", &surroundings) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                assert_no_canary(&format!("{warning}{}", warning.to_json()), text);
+            }
+            true
+        }
+        Err(report) => {
+            assert!(report.problems() > 0);
+            assert_no_canary(&format!("{report}{report:?}{}", report.to_json()), text);
+            false
+        }
+    };
+    let valid = canary_file();
+    assert!(check(&valid));
+
+    // Each position once: a byte taken out, and some put in.
+    for at in 0..valid.len() {
+        let mut text = valid.clone();
+        text.remove(at);
+        check(&text);
+        for put in ["\"", "'", "#", "\n", "=", "]", "{", "\\", "\u{e9}"] {
+            let mut text = valid.clone();
+            text.insert_str(at, put);
+            check(&text);
+        }
+        check(&valid[..at]);
+        check(&valid[at..]);
+    }
+
+    // Several at once, also whole pieces taken out, doubled or moved. xorshift64, a fixed seed.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    const PIECES: &[&str] = &[
+        "\"",
+        "\"\"\"",
+        "'''",
+        "'",
+        "#",
+        "\n",
+        "=",
+        ".",
+        "[",
+        "]]",
+        "{",
+        "}",
+        ",",
+        "\\",
+        "\0",
+        "\t",
+        "0",
+        "-1",
+        "true",
+        "\u{feff}",
+        "\u{1f600}",
+        "[limits]",
+        "url",
+        "1979-05-27",
+        "\r",
+        "\"\\u00",
+    ];
+    for _ in 0..20_000 {
+        let mut bytes = valid.clone().into_bytes();
+        for _ in 0..=random(5) {
+            let at = random(bytes.len() + 1);
+            let end = (at + random(24)).min(bytes.len());
+            match random(4) {
+                0 => drop(bytes.drain(at..end)),
+                1 => {
+                    let piece = PIECES[random(PIECES.len())];
+                    drop(bytes.splice(at..at, piece.bytes()));
+                }
+                2 => {
+                    let piece = bytes[at..end].to_vec();
+                    let to = random(bytes.len() + 1);
+                    drop(bytes.splice(to..to, piece));
+                }
+                _ => {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte = random(256) as u8;
+                    }
+                }
+            }
+        }
+        check(&String::from_utf8_lossy(&bytes));
+    }
+}
