@@ -1,0 +1,120 @@
+"""Runs a table of cases against nullhop, or with NULLHOP_DIRECT=1 against the provider, which proves the table itself.
+
+A case is a function that raises if something is wrong. Each has a deadline of its own, the suite has one for all.
+Arguments on the command line pick the cases whose name contains one of them.
+"""
+
+import asyncio
+import inspect
+import os
+import sys
+import threading
+import time
+import traceback
+
+SUITE_SECONDS = 58
+
+DIRECT = os.environ.get("NULLHOP_DIRECT") == "1"
+PROVIDER = os.environ.get("PROVIDER_BASE", "").rstrip("/")
+BASE = PROVIDER if DIRECT else os.environ["NULLHOP_BASE"].rstrip("/")
+KEY = os.environ.get("NULLHOP_KEY", "sk-test")
+FULL = os.environ.get("NULLHOP_SCALE") == "full"
+STREAMS = 300 if FULL else 100
+
+# Every SDK's HTTP client reads these, so that a caller's code changes in nothing but the base URL.
+os.environ["SSL_CERT_FILE"] = os.environ["NULLHOP_CA"]
+os.environ["NO_PROXY"] = "localhost,127.0.0.1"
+
+cases = []
+
+
+def base(upstream, version=""):
+    """The base URL to give to a client."""
+    return BASE + ("" if DIRECT else f"/{upstream}") + version
+
+
+def case(function=None, *, seconds=10, own=False):
+    """Adds a case. `own` marks answers that nullhop makes itself: left out when the provider is asked directly."""
+    if function is None:
+        return lambda function: case(function, seconds=seconds, own=own)
+    if not (own and DIRECT):
+        cases.append((function, seconds))
+    return function
+
+
+def equal(got, wanted):
+    if got != wanted:
+        raise AssertionError(f"got {got!r:.200}, wanted {wanted!r:.200}")
+
+
+class raises:
+    """Expects an exception of exactly the right kind and keeps it as `.error`."""
+
+    def __init__(self, kind, says="", **fields):
+        self.kind, self.says, self.fields = kind, says, fields
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if error is None:
+            raise AssertionError(f"no {self.kind} raised")
+        if not isinstance(error, self.kind):
+            return False
+        self.error = error
+        equal({name: getattr(error, name) for name in self.fields}, self.fields)
+        if self.says not in str(error):
+            raise AssertionError(f"{error!r:.300} does not mention {self.says!r}")
+        return True
+
+
+def within(seconds, ready):
+    """Waits until `ready()` holds."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.02)
+
+
+def bounded(function, arguments, seconds):
+    """Runs one case to its end or its deadline; tells what went wrong."""
+    fault = [f"not done within {seconds:.0f} s"]
+
+    def run():
+        try:
+            result = function(*arguments)
+            if inspect.isawaitable(result):
+                asyncio.run(asyncio.wait_for(result, seconds))
+            fault[0] = None
+        except BaseException as error:  # noqa: BLE001 - also SystemExit and friends are a failed case
+            if os.environ.get("NULLHOP_VERBOSE"):
+                traceback.print_exc()
+            fault[0] = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds + 0.5)
+    return fault[0]
+
+
+def main(rounds=None):
+    """Runs all cases, once for each of `rounds`: a name and the arguments for every case of that round."""
+    wanted = sys.argv[1:]
+    end = time.monotonic() + SUITE_SECONDS
+    failed = passed = 0
+    for round_name, arguments in (rounds or {"": ()}).items():
+        for function, seconds in cases:
+            name = "/".join(filter(None, (round_name, function.__name__)))
+            if wanted and not any(part in name for part in wanted):
+                continue
+            left = end - time.monotonic()
+            started = time.monotonic()
+            fault = bounded(function, arguments, min(seconds, left)) if left > 0 else "the suite ran out of time"
+            if os.environ.get("NULLHOP_VERBOSE"):
+                print(f"   {time.monotonic() - started:.2f} s", end=" ")
+            print(f"FAIL {name}: {fault}" if fault else f"ok {name}", flush=True)
+            failed, passed = failed + bool(fault), passed + (not fault)
+    print(f"{passed} passed, {failed} failed", flush=True)
+    # Not sys.exit: a case that hangs in a thread must not keep the suite from ending.
+    os._exit(1 if failed or not passed else 0)
