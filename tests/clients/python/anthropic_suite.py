@@ -2,17 +2,23 @@
 
 import anthropic
 
+import questions
 import runner
 import stainless
 from runner import case
 from runner import equal
 
-TOOLS = [{"name": "weather", "description": "Weather of a city", "input_schema": stainless.TOOL_ARGUMENTS}]
+TOOLS = [{"name": "weather", "description": "Weather of a city", "input_schema": questions.TOOL_ARGUMENTS}]
 
 
 class Sdk(stainless.Sdk):
     upstream, version, id_header = "anthropic", "", "request-id"
     module, sync_class, async_class = anthropic, anthropic.Anthropic, anthropic.AsyncAnthropic
+
+    not_found = "not_found_error"
+
+    def error_kind(self, body):
+        return body["error"]["type"]
 
     def resource(self, client):
         return client.messages
@@ -78,7 +84,7 @@ def tool_call_streamed(sdk):
 @case
 def count_tokens(sdk):
     with sdk.client() as client:
-        question = sdk.question("m", "Hi", stainless.SYSTEM)
+        question = sdk.question("m", "Hi", questions.SYSTEM)
         del question["max_tokens"]
         assert client.messages.count_tokens(**question).input_tokens > 0
 

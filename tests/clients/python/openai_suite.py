@@ -4,12 +4,13 @@ import json
 
 import openai
 
+import questions
 import runner
 import stainless
 from runner import case
 from runner import equal
 
-TOOL = {"name": "weather", "description": "Weather of a city", "parameters": stainless.TOOL_ARGUMENTS}
+TOOL = {"name": "weather", "description": "Weather of a city", "parameters": questions.TOOL_ARGUMENTS}
 CHAT_TOOLS = [{"type": "function", "function": TOOL}]
 RESPONSE_TOOLS = [{"type": "function", "strict": False, **TOOL}]
 
@@ -17,6 +18,11 @@ RESPONSE_TOOLS = [{"type": "function", "strict": False, **TOOL}]
 class Sdk(stainless.Sdk):
     upstream, version, id_header = "openai", "/v1", "x-request-id"
     module, sync_class, async_class = openai, openai.OpenAI, openai.AsyncOpenAI
+
+    not_found = "not_found"
+
+    def error_kind(self, body):
+        return body["code"]
 
     def resource(self, client):
         return client.chat.completions
@@ -86,16 +92,15 @@ def tool_call_streamed(sdk):
 @case
 def response(sdk):
     with sdk.client() as client:
-        reply = client.responses.create(model="m", input="Hi", instructions=stainless.SYSTEM)
+        reply = client.responses.create(model="m", input="Hi", instructions=questions.SYSTEM)
         assert reply.output_text and reply.usage.total_tokens > 0
 
 
 @case
 def response_streamed(sdk):
     with sdk.client() as client:
-        events = list(client.responses.create(model="count-5", input="Hi", stream=True))
+        events = list(client.responses.create(model="m", input="Hi", stream=True))
         deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
-        equal(len(deltas), 5)
         equal(events[-1].type, "response.completed")
         equal(events[-1].response.output_text, "".join(deltas))
 
@@ -111,7 +116,7 @@ def response_tool_call(sdk):
 @case
 def embeddings(sdk):
     with sdk.client() as client:
-        reply = client.embeddings.create(model="m", input=["Hi", stainless.SYSTEM])
+        reply = client.embeddings.create(model="m", input=["Hi", questions.SYSTEM])
         assert all(isinstance(number, float) for number in reply.data[0].embedding) and reply.data[0].embedding
 
 

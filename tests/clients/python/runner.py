@@ -77,6 +77,14 @@ def within(seconds, ready):
         time.sleep(0.02)
 
 
+def arrives_in_steps(events):
+    """The provider sends these 100 ms apart: whoever collects them on the way is found out."""
+    times = [time.monotonic() for _, _ in zip(events, range(8))]
+    gaps = [after - before for before, after in zip(times, times[1:])]
+    if sum(gap > 0.05 for gap in gaps) < 4:
+        raise AssertionError(f"events came in lumps: {gaps}")
+
+
 def bounded(function, arguments, seconds):
     """Runs one case to its end or its deadline; tells what went wrong."""
     fault = [f"not done within {seconds:.0f} s"]
