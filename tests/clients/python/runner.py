@@ -1,5 +1,9 @@
 """Runs a table of cases against nullhop, or with NULLHOP_DIRECT=1 against the provider, which proves the table itself.
 
+The provider is asked through the headers `x-script` (what it should do) and `x-case` (who asked, for its journal). When a
+client walks out of an exchange, a line `# left CASE NANOSECONDS` tells the instant on CLOCK_MONOTONIC: whoever started the
+suite and the provider looks up in the journal how soon that arrived.
+
 A case is a function that raises if something is wrong. Each has a deadline of its own, the suite has one for all.
 Arguments on the command line pick the cases whose name contains one of them.
 """
@@ -12,6 +16,7 @@ import threading
 import time
 import traceback
 
+SUITE = os.path.basename(sys.argv[0]).removesuffix(".py")
 SUITE_SECONDS = 58
 
 DIRECT = os.environ.get("NULLHOP_DIRECT") == "1"
@@ -26,6 +31,7 @@ os.environ["SSL_CERT_FILE"] = os.environ["NULLHOP_CA"]
 os.environ["NO_PROXY"] = "localhost,127.0.0.1"
 
 cases = []
+running = ""
 
 
 def base(upstream, version=""):
@@ -68,13 +74,15 @@ class raises:
         return True
 
 
-def within(seconds, ready):
-    """Waits until `ready()` holds."""
-    end = time.monotonic() + seconds
-    while not ready():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s")
-        time.sleep(0.02)
+def headers(script=None):
+    """What a request tells the provider."""
+    return {"x-case": running, **({"x-script": script} if script else {})}
+
+
+def left():
+    """Call this right after walking out, and keep the client open: the exchange must end before its connection does."""
+    print(f"# left {running} {time.monotonic_ns()}", flush=True)
+    time.sleep(1.2)
 
 
 def arrives_in_steps(events):
@@ -108,6 +116,7 @@ def bounded(function, arguments, seconds):
 
 def main(rounds=None):
     """Runs all cases, once for each of `rounds`: a name and the arguments for every case of that round."""
+    global running
     wanted = sys.argv[1:]
     end = time.monotonic() + SUITE_SECONDS
     failed = passed = 0
@@ -116,9 +125,10 @@ def main(rounds=None):
             name = "/".join(filter(None, (round_name, function.__name__)))
             if wanted and not any(part in name for part in wanted):
                 continue
-            left = end - time.monotonic()
+            running = f"{SUITE}/{name}"
             started = time.monotonic()
-            fault = bounded(function, arguments, min(seconds, left)) if left > 0 else "the suite ran out of time"
+            seconds = min(seconds, end - started)
+            fault = bounded(function, arguments, seconds) if seconds > 0 else "the suite ran out of time"
             if os.environ.get("NULLHOP_VERBOSE"):
                 print(f"   {time.monotonic() - started:.2f} s", end=" ")
             print(f"FAIL {name}: {fault}" if fault else f"ok {name}", flush=True)
