@@ -1,7 +1,8 @@
 // Runs a table of cases: the twin of python/runner.py, which explains the variables, the headers and the lines printed.
 
-import { isDeepStrictEqual } from 'node:util';
+import { createHash } from 'node:crypto';
 import path from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 
 const SUITE = path.basename(process.argv[1], '.mjs').replace('_suite', '_node');
 const SUITE_SECONDS = 58;
@@ -66,7 +67,12 @@ export async function left() {
   await sleep(1200);
 }
 
-export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+export function sent(body) {
+  const digest = createHash('sha256').update(body).digest('hex');
+  console.log(`# sent ${running} ${Buffer.byteLength(body)} ${digest}`);
+}
+
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export const numbers = (count) => Array.from({ length: count }, (_, index) => index + 1);
 

@@ -2,13 +2,15 @@
 
 The provider is asked through the headers `x-script` (what it should do) and `x-case` (who asked, for its journal). When a
 client walks out of an exchange, a line `# left CASE NANOSECONDS` tells the instant on CLOCK_MONOTONIC: whoever started the
-suite and the provider looks up in the journal how soon that arrived.
+suite and the provider looks up in the journal how soon that arrived. In the same way `# sent CASE LENGTH SHA256` tells what
+the body of a big request was.
 
 A case is a function that raises if something is wrong. Each has a deadline of its own, the suite has one for all.
 Arguments on the command line pick the cases whose name contains one of them.
 """
 
 import asyncio
+import hashlib
 import inspect
 import os
 import sys
@@ -83,6 +85,11 @@ def left():
     """Call this right after walking out, and keep the client open: the exchange must end before its connection does."""
     print(f"# left {running} {time.monotonic_ns()}", flush=True)
     time.sleep(1.2)
+
+
+def sent(body):
+    """Tells what was sent. An echo cannot: these clients read nothing before they have written everything."""
+    print(f"# sent {running} {len(body)} {hashlib.sha256(body).hexdigest()}", flush=True)
 
 
 def arrives_in_steps(events):

@@ -154,7 +154,7 @@ def compression_is_not_agreed():
 @case
 def refusal_by_the_provider():
     with raises(InvalidStatus) as caught:
-        dial("ws=refuse")
+        dial("ws=refuse;status=426")
     equal(caught.error.response.status_code, 426)
 
 
