@@ -51,13 +51,13 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::tls::Part;
+use crate::tls::TlsFault;
 use crate::tls::certificate::KeySource;
 use crate::tls::client::ClientAlpn;
 use crate::tls::client::ClientSettings;
 use crate::tls::client::ClientTls;
 use crate::tls::client::Roots;
-use crate::tls::Part;
-use crate::tls::TlsFault;
 use crate::tls::server::CertificateKind;
 use crate::tls::server::CertificateSource;
 use crate::tls::server::ClientAuth;
@@ -79,14 +79,25 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Why it does not start, or does not take a new configuration.
 #[derive(Debug)]
 pub(crate) enum StartFault {
-    Bind { kind: ListenerKind, address: SocketAddr, error: io::ErrorKind },
+    Bind {
+        kind: ListenerKind,
+        address: SocketAddr,
+        error: io::ErrorKind,
+    },
     Names,
-    Networks { listener: String },
+    Networks {
+        listener: String,
+    },
     Runtime(io::ErrorKind),
     Tls(TlsFault),
     /// An upstream's host cannot be a TLS server name.
-    UpstreamHost { upstream: String },
-    UpstreamTls { upstream: String, fault: TlsFault },
+    UpstreamHost {
+        upstream: String,
+    },
+    UpstreamTls {
+        upstream: String,
+        fault: TlsFault,
+    },
 }
 
 impl fmt::Display for StartFault {
@@ -96,16 +107,22 @@ impl fmt::Display for StartFault {
                 use crate::telemetry::labels::Label;
                 write!(f, "cannot listen on {address} ({} listener): {error}", kind.as_str())?;
                 match error {
-                    io::ErrorKind::AddrInUse => f.write_str("; another process has it, choose another port or stop that one"),
+                    io::ErrorKind::AddrInUse => {
+                        f.write_str("; another process has it, choose another port or stop that one")
+                    }
                     io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need CAP_NET_BIND_SERVICE"),
                     _ => Ok(()),
                 }
             }
             Self::Names => f.write_str("a listener, certificate or upstream has a reserved or malformed name"),
-            Self::Networks { listener } => write!(f, "listener {listener}: proxy_protocol_from holds something that is no network"),
+            Self::Networks { listener } => {
+                write!(f, "listener {listener}: proxy_protocol_from holds something that is no network")
+            }
             Self::Runtime(error) => write!(f, "cannot start a runtime thread: {error}"),
             Self::Tls(fault) => write!(f, "{fault}"),
-            Self::UpstreamHost { upstream } => write!(f, "upstream {upstream}: a host is neither a DNS name nor an address"),
+            Self::UpstreamHost { upstream } => {
+                write!(f, "upstream {upstream}: a host is neither a DNS name nor an address")
+            }
             Self::UpstreamTls { upstream, fault } => write!(f, "upstream {upstream}: {fault}"),
         }
     }
@@ -423,7 +440,9 @@ impl Prepared {
     fn new(config: Arc<Config>, registry: &Metrics, keys: &SessionKeys) -> Result<Self, StartFault> {
         let now = SystemTime::now();
         let server_tls = match config.listeners.iter().any(|listener| listener.tls) {
-            true => Some(Arc::new(ServerTls::load(server_settings(&config), keys.clone(), now).map_err(StartFault::Tls)?)),
+            true => {
+                Some(Arc::new(ServerTls::load(server_settings(&config), keys.clone(), now).map_err(StartFault::Tls)?))
+            }
             false => None,
         };
         let certificate_names = server_tls.as_ref().map(|tls| tls.names());
@@ -509,7 +528,11 @@ fn upstream_id(place: usize) -> UpstreamId {
 fn server_settings(config: &Config) -> ServerSettings {
     let certificates = if config.certificates.is_empty() {
         let names = config.hosts.clone();
-        vec![CertificateSource { name: SELF_SIGNED.to_owned(), kind: CertificateKind::SelfSigned { names }, default: true }]
+        vec![CertificateSource {
+            name: SELF_SIGNED.to_owned(),
+            kind: CertificateKind::SelfSigned { names },
+            default: true,
+        }]
     } else {
         let sources = config.certificates.iter().map(|certificate| CertificateSource {
             name: certificate.name.clone(),
@@ -553,7 +576,8 @@ impl CertificateWatch {
             crate::tls::server::watch(tls.clone(), interval, |outcome| {
                 tell_expiries(&prepared, &tls, false);
                 let Part::Certificate(name) = outcome.part else { return };
-                let place = prepared.config.certificates.iter().position(|certificate| certificate.name == name).unwrap_or(0);
+                let place =
+                    prepared.config.certificates.iter().position(|certificate| certificate.name == name).unwrap_or(0);
                 let metrics = prepared.handles.certificate(CertificateId(u16::try_from(place).unwrap_or(0)));
                 let certificate = metrics.name().clone();
                 match outcome.result {
@@ -592,9 +616,8 @@ fn left(not_after: Option<u64>) -> Duration {
 
 /// One worker's thread.
 fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher, places: Arc<Places>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build_local(tokio::runtime::LocalOptions::default());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(tokio::runtime::LocalOptions::default());
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async move {
         let server = Server::new(first.prepared.snapshot(), drain.clone());
@@ -618,7 +641,8 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
                     && let Ok(socket) = TcpListener::from_std(socket)
                 {
                     let plan = Rc::new(RefCell::new(plan));
-                    let accepting = listener::accept(socket, plan.clone(), server.clone(), places.clone(), drain.clone());
+                    let accepting =
+                        listener::accept(socket, plan.clone(), server.clone(), places.clone(), drain.clone());
                     kept.insert(parts.address, Door { plan, task: tokio::task::spawn_local(accepting) });
                 }
             }

@@ -204,19 +204,13 @@ impl std::fmt::Display for RunRefused {
             Self::ListenNeedsOneListener => {
                 f.write_str("error: --listen needs a configuration with exactly one [[listener]]")
             }
-            Self::ListenNeedsTls => {
-                f.write_str("error: --listen beyond loopback needs a [[listener]] with TLS")
-            }
+            Self::ListenNeedsTls => f.write_str("error: --listen beyond loopback needs a [[listener]] with TLS"),
         }
     }
 }
 
 /// Does what the command line says; `run` and `demo` are the program's.
-pub fn dispatch(
-    cli: Cli,
-    run: fn(RunArgs) -> ExitCode,
-    demo: fn(DemoArgs) -> ExitCode,
-) -> ExitCode {
+pub fn dispatch(cli: Cli, run: fn(RunArgs) -> ExitCode, demo: fn(DemoArgs) -> ExitCode) -> ExitCode {
     let mut out = io::stdout().lock();
     let mut err = io::stderr();
     let done = match cli.command {
@@ -257,11 +251,7 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
     let bases = |upstream| (upstream, base_urls(config, upstream));
     let upstreams: Vec<_> = config.upstreams.iter().map(bases).collect();
     if args.json {
-        let warnings: Vec<_> = loaded
-            .warnings
-            .iter()
-            .map(|warning| warning.to_json())
-            .collect();
+        let warnings: Vec<_> = loaded.warnings.iter().map(|warning| warning.to_json()).collect();
         let upstreams: Vec<_> = upstreams
             .iter()
             .map(|(upstream, urls)| serde_json::json!({ "name": upstream.name, "base_urls": urls }))
@@ -286,12 +276,7 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
         counted(config.listeners.len(), "listener"),
         counted(config.upstreams.len(), "upstream"),
     )?;
-    let width = config
-        .upstreams
-        .iter()
-        .map(|u| u.name.len())
-        .max()
-        .unwrap_or(0);
+    let width = config.upstreams.iter().map(|u| u.name.len()).max().unwrap_or(0);
     for (upstream, urls) in &upstreams {
         for url in urls {
             writeln!(out, "  {:width$}  {url}", upstream.name)?;
@@ -310,21 +295,10 @@ pub fn base_urls(config: &Config, upstream: &Upstream) -> Vec<String> {
     // OpenAI's SDKs want the version in the base, the others add it themselves. It may also be part
     // of the upstream's own address.
     let wants_version = matches!(upstream.provider, Provider::Openai | Provider::Compatible);
-    let has_version = upstream
-        .endpoints
-        .iter()
-        .any(|e| e.base_path.ends_with("/v1"));
-    let version = if wants_version && !has_version {
-        "/v1"
-    } else {
-        ""
-    };
+    let has_version = upstream.endpoints.iter().any(|e| e.base_path.ends_with("/v1"));
+    let version = if wants_version && !has_version { "/v1" } else { "" };
     let listener = config.listeners.first();
-    let scheme = if listener.is_none_or(|l| l.tls) {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = if listener.is_none_or(|l| l.tls) { "https" } else { "http" };
     let port = listener.map_or(443, |l| l.address.port());
     let node = match (&config.public_url, listener) {
         (Some(url), _) => url.clone(),
@@ -338,17 +312,10 @@ pub fn base_urls(config: &Config, upstream: &Upstream) -> Vec<String> {
     // The public URL tells the port that clients see.
     let port = match &config.public_url {
         Some(_) => String::new(),
-        None if (scheme == "https" && port == 443) || (scheme == "http" && port == 80) => {
-            String::new()
-        }
+        None if (scheme == "https" && port == 443) || (scheme == "http" && port == 80) => String::new(),
         None => format!(":{port}"),
     };
-    urls.extend(
-        upstream
-            .hosts
-            .iter()
-            .map(|host| format!("{scheme}://{host}{port}{version}")),
-    );
+    urls.extend(upstream.hosts.iter().map(|host| format!("{scheme}://{host}{port}{version}")));
     if upstream.prefix.is_none() && upstream.hosts.is_empty() {
         urls.push(format!("{node}{version}"));
     }
@@ -361,11 +328,8 @@ fn init(args: &InitArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result
         out.write_all(text.as_bytes())?;
         return Ok(0);
     };
-    let written = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()));
+    let written =
+        OpenOptions::new().write(true).create_new(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
     match written {
         Ok(()) => {
             let path = path.display();
@@ -377,12 +341,7 @@ fn init(args: &InitArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result
             Ok(WRONG)
         }
         Err(error) => {
-            writeln!(
-                err,
-                "error: cannot write {}: {}",
-                path.display(),
-                error.kind()
-            )?;
+            writeln!(err, "error: cannot write {}: {}", path.display(), error.kind())?;
             Ok(FAILED)
         }
     }
@@ -415,8 +374,7 @@ mod tests {
     /// Exit code, standard output, standard error.
     fn said(args: &[&str]) -> (u8, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let cli =
-            Cli::try_parse_from([&["nullhop"], args].concat()).unwrap_or_else(|e| panic!("{e}"));
+        let cli = Cli::try_parse_from([&["nullhop"], args].concat()).unwrap_or_else(|e| panic!("{e}"));
         let code = match cli.command {
             Command::Check(args) => check(&args, &mut out, &mut err),
             Command::Init(args) => init(&args, &mut out, &mut err),
@@ -431,19 +389,13 @@ mod tests {
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
         let help = Cli::command().render_long_help().to_string();
-        for part in [
-            "OPENAI_BASE_URL",
-            "ANTHROPIC_BASE_URL",
-            "GOOGLE_GEMINI_BASE_URL",
-            "openai_base_url",
-            "Exit codes:",
-        ] {
+        for part in
+            ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL", "openai_base_url", "Exit codes:"]
+        {
             assert!(help.contains(part), "{part}");
         }
         assert!(Cli::try_parse_from(["nullhop", "check"]).is_err());
-        let Ok(Cli {
-            command: Command::Run(args),
-        }) = Cli::try_parse_from(["nullhop", "run", "--listen", "[::1]:1"])
+        let Ok(Cli { command: Command::Run(args) }) = Cli::try_parse_from(["nullhop", "run", "--listen", "[::1]:1"])
         else {
             panic!("it is valid");
         };
@@ -459,20 +411,11 @@ mod tests {
         let path = file.to_str().unwrap();
 
         let (code, out, _) = said(&["init", "--output", path]);
-        assert_eq!(
-            (code, out),
-            (0, format!("wrote {path}; next: nullhop check -c {path}\n"))
-        );
+        assert_eq!((code, out), (0, format!("wrote {path}; next: nullhop check -c {path}\n")));
         assert_eq!(fs::read_to_string(&file).unwrap(), said(&["init"]).1);
         let (code, _, err) = said(&["init", "-o", path]);
-        assert_eq!(
-            (code, err),
-            (2, format!("error: {path} exists and is left alone\n"))
-        );
-        assert_eq!(
-            said(&["init", "-o", folder.join("no/x").to_str().unwrap()]).0,
-            1
-        );
+        assert_eq!((code, err), (2, format!("error: {path} exists and is left alone\n")));
+        assert_eq!(said(&["init", "-o", folder.join("no/x").to_str().unwrap()]).0, 1);
 
         let (code, out, err) = said(&["check", "-c", path]);
         assert_eq!((code, err.as_str()), (0, ""));
@@ -488,23 +431,14 @@ mod tests {
         let (code, out, _) = said(&["check", "-c", path, "--json"]);
         let json: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &json["valid"]), (0, &serde_json::json!(true)));
-        assert_eq!(
-            json["upstreams"][0]["base_urls"][0],
-            "https://127.0.0.1:8443/openai/v1"
-        );
-        assert_eq!(
-            said(&["config", "show", "-c", path]),
-            said(&["config", "show"])
-        );
+        assert_eq!(json["upstreams"][0]["base_urls"][0], "https://127.0.0.1:8443/openai/v1");
+        assert_eq!(said(&["config", "show", "-c", path]), said(&["config", "show"]));
 
         fs::write(&file, "[metrics]\naddress = \"0.0.0.0:1\"\n[server]\npublic_url = \"https://e.example\"\n[[upstream]]\nname = \"t\"\nprovider = \"compatible\"\nurl = \"https://api.together.ai/v1\"\nhosts = [\"t.example\"]").unwrap();
         let (code, out, err) = said(&["check", "-c", path]);
         assert_eq!(code, 0);
         assert!(err.starts_with("warning: [metrics] is open"));
-        assert!(
-            out.ends_with("1 upstream\n  t  https://e.example/t\n  t  https://t.example\n"),
-            "{out}"
-        );
+        assert!(out.ends_with("1 upstream\n  t  https://e.example/t\n  t  https://t.example\n"), "{out}");
 
         fs::write(&file, "[metrics]\ntoken = \"sesame\"").unwrap();
         let (code, out, err) = said(&["check", "-c", path]);
@@ -519,13 +453,8 @@ mod tests {
 
     #[test]
     fn schema_and_reference_are_printed() {
-        let schema: serde_json::Value =
-            serde_json::from_str(&said(&["config", "schema"]).1).unwrap();
+        let schema: serde_json::Value = serde_json::from_str(&said(&["config", "schema"]).1).unwrap();
         assert_eq!(schema["additionalProperties"], false);
-        assert!(
-            said(&["config", "reference"])
-                .1
-                .starts_with("# Configuration\n")
-        );
+        assert!(said(&["config", "reference"]).1.starts_with("# Configuration\n"));
     }
 }

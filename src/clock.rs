@@ -16,15 +16,11 @@ pub(crate) struct TokioTimer;
 
 impl Timer for TokioTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        Box::pin(TokioSleep {
-            inner: Box::pin(tokio::time::sleep(duration)),
-        })
+        Box::pin(TokioSleep { inner: Box::pin(tokio::time::sleep(duration)) })
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        Box::pin(TokioSleep {
-            inner: Box::pin(tokio::time::sleep_until(deadline.into())),
-        })
+        Box::pin(TokioSleep { inner: Box::pin(tokio::time::sleep_until(deadline.into())) })
     }
 
     /// tokio's clock and not the system's, so that tests which pause time pause hyper too.
@@ -61,10 +57,7 @@ mod tests {
     use super::*;
 
     fn block_on(test: impl Future<Output = ()>) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(test);
     }
 
@@ -77,10 +70,7 @@ mod tests {
             timer.reset(&mut sleep, started + Duration::from_millis(20));
             sleep.await;
             let waited = timer.now() - started;
-            assert!(
-                waited >= Duration::from_millis(20) && waited < Duration::from_secs(60),
-                "{waited:?}"
-            );
+            assert!(waited >= Duration::from_millis(20) && waited < Duration::from_secs(60), "{waited:?}");
 
             timer.sleep_until(started).await;
         });

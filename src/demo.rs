@@ -35,9 +35,8 @@ use crate::hygiene::io::HyperIo;
 /// Between two events of the scripted provider.
 const PACE: Duration = Duration::from_millis(60);
 
-const WORDS: [&str; 12] = [
-    "Prompts", " pass", " through", ",", " chunk", " by", " chunk", ",", " and", " nothing", " stays", ".",
-];
+const WORDS: [&str; 12] =
+    ["Prompts", " pass", " through", ",", " chunk", " by", " chunk", ",", " and", " nothing", " stays", "."];
 
 /// Runs the demo; returns when it is interrupted, or after one stream with `--once`.
 pub(crate) fn run(arguments: &DemoArgs) -> ExitCode {
@@ -128,8 +127,7 @@ async fn show(address: SocketAddr, pem: &str) -> Option<Measured> {
         .ok()?;
     let started = Instant::now();
     let mut answer = sender.send_request(request).await.ok()?.into_body();
-    let mut measured =
-        Measured { first_byte: Duration::ZERO, whole: Duration::ZERO, chunks: 0, bytes: 0, tls, group };
+    let mut measured = Measured { first_byte: Duration::ZERO, whole: Duration::ZERO, chunks: 0, bytes: 0, tls, group };
     println!("The stream, as it arrives through nullhop:\n");
     print!("  ");
     let mut text = String::new();
@@ -159,9 +157,15 @@ fn word_of(event: &str) -> String {
 }
 
 fn tell(address: SocketAddr, metrics: Option<SocketAddr>, measured: &Measured, once: bool) {
-    println!("What was measured: {} with {}, {} chunks, {} bytes, first byte after {:.1} ms, whole stream {:.0} ms.",
-        measured.tls, measured.group, measured.chunks, measured.bytes,
-        measured.first_byte.as_secs_f64() * 1e3, measured.whole.as_secs_f64() * 1e3);
+    println!(
+        "What was measured: {} with {}, {} chunks, {} bytes, first byte after {:.1} ms, whole stream {:.0} ms.",
+        measured.tls,
+        measured.group,
+        measured.chunks,
+        measured.bytes,
+        measured.first_byte.as_secs_f64() * 1e3,
+        measured.whole.as_secs_f64() * 1e3
+    );
     println!("Every chunk was overwritten in nullhop's memory when it had been written to your side.\n");
     if once {
         return;
@@ -231,7 +235,8 @@ async fn play(request: Request<Incoming>) -> Response<Script> {
     }
     let events = script(&path, streamed);
     let kind = if streamed { "text/event-stream" } else { "application/json" };
-    let mut response = Response::new(Script { events, pace: if streamed { PACE } else { Duration::ZERO }, sleep: None });
+    let mut response =
+        Response::new(Script { events, pace: if streamed { PACE } else { Duration::ZERO }, sleep: None });
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }
@@ -247,14 +252,20 @@ fn script(path: &str, streamed: bool) -> Vec<Bytes> {
             for word in WORDS {
                 events.push(format!("event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"{word}\"}}}}\n\n"));
             }
-            events.push("event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n".to_owned());
+            events
+                .push("event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n".to_owned());
             events.push(format!("event: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"end_turn\",\"stop_sequence\":null}},\"usage\":{{\"output_tokens\":{tokens}}}}}\n\n"));
             events.push("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n".to_owned());
         } else {
             events.push(format!("{{\"id\":\"msg_demo\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"demo\",\"content\":[{{\"type\":\"text\",\"text\":\"{whole}\"}}],\"stop_reason\":\"end_turn\",\"stop_sequence\":null,\"usage\":{{\"input_tokens\":9,\"output_tokens\":{tokens}}}}}"));
         }
     } else if path.contains("enerateContent") {
-        let frame = |text: &str, end: &str| format!("{{\"candidates\":[{{\"content\":{{\"parts\":[{{\"text\":\"{text}\"}}],\"role\":\"model\"}},\"index\":0{end}}}],\"usageMetadata\":{{\"promptTokenCount\":9,\"candidatesTokenCount\":{tokens},\"totalTokenCount\":{}}},\"modelVersion\":\"demo\"}}", tokens + 9);
+        let frame = |text: &str, end: &str| {
+            format!(
+                "{{\"candidates\":[{{\"content\":{{\"parts\":[{{\"text\":\"{text}\"}}],\"role\":\"model\"}},\"index\":0{end}}}],\"usageMetadata\":{{\"promptTokenCount\":9,\"candidatesTokenCount\":{tokens},\"totalTokenCount\":{}}},\"modelVersion\":\"demo\"}}",
+                tokens + 9
+            )
+        };
         if streamed {
             for (place, word) in WORDS.iter().enumerate() {
                 let end = if place + 1 == tokens { ",\"finishReason\":\"STOP\"" } else { "" };
@@ -264,7 +275,11 @@ fn script(path: &str, streamed: bool) -> Vec<Bytes> {
             events.push(frame(&whole, ",\"finishReason\":\"STOP\""));
         }
     } else if streamed {
-        let chunk = |delta: &str, end: &str| format!("data: {{\"id\":\"chatcmpl-demo\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"demo\",\"choices\":[{{\"index\":0,\"delta\":{delta},\"finish_reason\":{end}}}]}}\n\n");
+        let chunk = |delta: &str, end: &str| {
+            format!(
+                "data: {{\"id\":\"chatcmpl-demo\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"demo\",\"choices\":[{{\"index\":0,\"delta\":{delta},\"finish_reason\":{end}}}]}}\n\n"
+            )
+        };
         for word in WORDS {
             events.push(chunk(&format!("{{\"content\":\"{word}\"}}"), "null"));
         }

@@ -44,12 +44,7 @@ impl DrainTrigger {
 
     /// Runs the whole end: `grace`, then closing, then at most `deadline` until everything is cut.
     /// Ends early once `finished` does.
-    pub(crate) async fn run(
-        &self,
-        grace: Duration,
-        deadline: Duration,
-        finished: impl Future<Output = ()>,
-    ) -> bool {
+    pub(crate) async fn run(&self, grace: Duration, deadline: Duration, finished: impl Future<Output = ()>) -> bool {
         self.advance(Phase::Unready);
         tokio::time::sleep(grace).await;
         self.advance(Phase::Closing);

@@ -3,8 +3,8 @@
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod app;
-pub(crate) mod clock;
 pub mod cli;
+pub(crate) mod clock;
 pub mod config;
 pub(crate) mod demo;
 pub(crate) mod drain;

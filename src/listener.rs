@@ -162,7 +162,14 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let plan = plan.borrow().clone();
-                tokio::task::spawn_local(welcome(stream, peer, plan, server.clone(), places.clone(), handshakes.clone()));
+                tokio::task::spawn_local(welcome(
+                    stream,
+                    peer,
+                    plan,
+                    server.clone(),
+                    places.clone(),
+                    handshakes.clone(),
+                ));
             }
             Err(fault) => {
                 let error = IoFault::from(&fault);

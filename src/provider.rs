@@ -44,15 +44,8 @@ pub enum Dialect {
 
 impl Provider {
     /// All of them, in label order.
-    pub const ALL: &[Self] = &[
-        Self::Openai,
-        Self::Anthropic,
-        Self::Gemini,
-        Self::Vertex,
-        Self::Bedrock,
-        Self::Azure,
-        Self::Compatible,
-    ];
+    pub const ALL: &[Self] =
+        &[Self::Openai, Self::Anthropic, Self::Gemini, Self::Vertex, Self::Bedrock, Self::Azure, Self::Compatible];
 
     /// The configuration's and the label's spelling.
     pub fn as_str(self) -> &'static str {
@@ -230,8 +223,8 @@ pub(crate) fn well_known(path: &str, anthropic: bool, google: bool) -> Option<Di
     }
     match second {
         "messages" => Some(Dialect::Anthropic),
-        "chat" | "completions" | "responses" | "embeddings" | "moderations" | "audio"
-        | "images" | "realtime" | "live" => Some(Dialect::Openai),
+        "chat" | "completions" | "responses" | "embeddings" | "moderations" | "audio" | "images" | "realtime"
+        | "live" => Some(Dialect::Openai),
         "models" if path.contains(':') => Some(Dialect::Google),
         "tunedModels" | "cachedContents" | "interactions" => Some(Dialect::Google),
         "" => None,

@@ -68,9 +68,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
 
 /// Takes a header off a fresh connection, and nothing after it. The deadline covers the whole.
 pub async fn read(stream: &TcpStream, deadline: Duration) -> Result<Header, ProxyFault> {
-    tokio::time::timeout(deadline, read_header(stream))
-        .await
-        .map_err(|_| ProxyFault::TimedOut)?
+    tokio::time::timeout(deadline, read_header(stream)).await.map_err(|_| ProxyFault::TimedOut)?
 }
 
 /// While the header is incomplete, everything peeked belongs to it, so it is taken off at once. The next peek then finds
@@ -82,10 +80,7 @@ async fn read_header(stream: &TcpStream) -> Result<Header, ProxyFault> {
     let mut taken = 0;
     loop {
         // Never empty: a header that fills the buffer is not incomplete.
-        let peeked = stream
-            .peek(&mut bytes[taken..])
-            .await
-            .map_err(|error| ProxyFault::Io(error.kind()))?;
+        let peeked = stream.peek(&mut bytes[taken..]).await.map_err(|error| ProxyFault::Io(error.kind()))?;
         if peeked == 0 {
             return Err(ProxyFault::Closed);
         }
@@ -225,11 +220,9 @@ impl Network {
         let prefix = match prefix {
             None => prefix_max,
             // `u32::from_str` would accept a sign.
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits
-                .parse()
-                .ok()
-                .filter(|&prefix| prefix <= prefix_max)
-                .ok_or(NetworkCause::NotAPrefix)?,
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                digits.parse().ok().filter(|&prefix| prefix <= prefix_max).ok_or(NetworkCause::NotAPrefix)?
+            }
             Some(_) => return Err(NetworkCause::NotAPrefix),
         };
         let (address, prefix) = match address.to_canonical() {
@@ -283,9 +276,7 @@ fn parse_v1(bytes: &[u8]) -> Result<Progress, ProxyFault> {
         return match window.len() {
             V1_BYTES_MAX => Err(ProxyFault::TooLong),
             // A line feed is missing at least, and a carriage return before it.
-            length => Ok(Progress::Need(
-                (length + if window.ends_with(b"\r") { 1 } else { 2 }).max(V1_BYTES_MIN),
-            )),
+            length => Ok(Progress::Need((length + if window.ends_with(b"\r") { 1 } else { 2 }).max(V1_BYTES_MIN))),
         };
     };
     let line = window[..end].strip_suffix(b"\r").ok_or(ProxyFault::BadLine)?;
@@ -298,38 +289,21 @@ fn parse_v1(bytes: &[u8]) -> Result<Progress, ProxyFault> {
         // Whatever else the line says is to be ignored.
         return Ok(Progress::Done(end + 1, NOBODY));
     }
-    let [
-        Some(source),
-        Some(destination),
-        Some(source_port),
-        Some(destination_port),
-        None,
-    ] = [words.next(), words.next(), words.next(), words.next(), words.next()]
+    let [Some(source), Some(destination), Some(source_port), Some(destination_port), None] =
+        [words.next(), words.next(), words.next(), words.next(), words.next()]
     else {
         return Err(ProxyFault::BadLine);
     };
     let address = |text: &str| -> Result<IpAddr, ProxyFault> {
         match family {
-            Some("TCP4") => text
-                .parse::<Ipv4Addr>()
-                .map(IpAddr::V4)
-                .map_err(|_| ProxyFault::BadAddress),
-            Some("TCP6") => text
-                .parse::<Ipv6Addr>()
-                .map(IpAddr::V6)
-                .map_err(|_| ProxyFault::BadAddress),
+            Some("TCP4") => text.parse::<Ipv4Addr>().map(IpAddr::V4).map_err(|_| ProxyFault::BadAddress),
+            Some("TCP6") => text.parse::<Ipv6Addr>().map(IpAddr::V6).map_err(|_| ProxyFault::BadAddress),
             _ => Err(ProxyFault::BadLine),
         }
     };
     let source = socket_address(address(source)?, port(source_port)?);
     let destination = socket_address(address(destination)?, port(destination_port)?);
-    Ok(Progress::Done(
-        end + 1,
-        Header {
-            source: Some(source),
-            destination: Some(destination),
-        },
-    ))
+    Ok(Progress::Done(end + 1, Header { source: Some(source), destination: Some(destination) }))
 }
 
 /// Decimal without sign and leading zeros, as the specification has it.
@@ -427,10 +401,7 @@ fn socket_address(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip.to_canonical(), port)
 }
 
-const NOBODY: Header = Header {
-    source: None,
-    destination: None,
-};
+const NOBODY: Header = Header { source: None, destination: None };
 
 const V1_SIGNATURE: &[u8] = b"PROXY ";
 
@@ -478,10 +449,7 @@ mod tests {
                     other => panic!("{other:?} after {cut} of {}", bytes.len()),
                 }
             }
-            let done = Parsed::Done {
-                consumed: bytes.len(),
-                header: expected,
-            };
+            let done = Parsed::Done { consumed: bytes.len(), header: expected };
             for tail in [&b""[..], b"\n", b"\r\n", b"\x16\x03\x01\x02\x00", &bytes, &[0xff; 5000]] {
                 assert_eq!(parse(&[&bytes, tail].concat()), done);
             }
@@ -510,10 +478,7 @@ mod tests {
             (v1("PROXY TCP4 192.0.2.1 192.0.2.2 1\r\n"), ProxyFault::BadLine),
             (v1("PROXY TCP4 192.0.2.1 192.0.2.2 1 2 3\r\n"), ProxyFault::BadLine),
             (v1("PROXY TCP4 192.0.2.1 192.0.2.2 1 2 \r\n"), ProxyFault::BadLine),
-            (
-                b"PROXY TCP4 192.0.2.1 192.0.2.2 1 \xff\r\n".to_vec(),
-                ProxyFault::BadLine,
-            ),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 \xff\r\n".to_vec(), ProxyFault::BadLine),
             (v1("PROXY TCP4  192.0.2.1 192.0.2.2 1\r\n"), ProxyFault::BadAddress),
             (v1("PROXY TCP4 192.0.2.1\t192.0.2.2 1 2 3\r\n"), ProxyFault::BadAddress),
             (v1("PROXY TCP4 2001:db8::1 2001:db8::2 1 2\r\n"), ProxyFault::BadAddress),
@@ -599,10 +564,7 @@ mod tests {
     async fn exactly_the_header_is_taken_off_the_socket() {
         for (bytes, expected) in well_formed() {
             let (mut client, mut server) = connected().await;
-            client
-                .write_all(&[&bytes, &b"\x16\x03\x01 and more"[..]].concat())
-                .await
-                .unwrap();
+            client.write_all(&[&bytes, &b"\x16\x03\x01 and more"[..]].concat()).await.unwrap();
             assert_eq!(read(&server, LONG).await, Ok(expected));
             client.shutdown().await.unwrap();
             let mut rest = Vec::new();
@@ -668,13 +630,8 @@ mod tests {
 
     #[test]
     fn networks_cover_what_they_say() {
-        let trusted = TrustedNetworks::parse(&[
-            "10.0.0.0/8",
-            "192.0.2.7",
-            "fd00::/8",
-            "2001:db8::1",
-            "::ffff:172.16.0.0/108",
-        ]);
+        let trusted =
+            TrustedNetworks::parse(&["10.0.0.0/8", "192.0.2.7", "fd00::/8", "2001:db8::1", "::ffff:172.16.0.0/108"]);
         let trusted = trusted.unwrap();
         let covers = |text: &str| trusted.contains(text.parse().unwrap());
         for inside in [
@@ -691,16 +648,9 @@ mod tests {
         ] {
             assert!(covers(inside), "{inside}");
         }
-        for outside in [
-            "9.255.255.255",
-            "11.0.0.0",
-            "192.0.2.8",
-            "172.32.0.0",
-            "fe00::",
-            "2001:db8::2",
-            "::10.1.2.3",
-            "::",
-        ] {
+        for outside in
+            ["9.255.255.255", "11.0.0.0", "192.0.2.8", "172.32.0.0", "fe00::", "2001:db8::2", "::10.1.2.3", "::"]
+        {
             assert!(!covers(outside), "{outside}");
         }
         let all = |text: &str| TrustedNetworks::parse(&[text]).unwrap();
@@ -739,10 +689,8 @@ mod tests {
         };
         let full_v6 = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
         let full_v6_text = "ffff:f...f:ffff".replace("f...f", "ffff:ffff:ffff:ffff:ffff:ffff");
-        let (v6_source, v6_destination) = (
-            "2001:db8::1".parse::<Ipv6Addr>().unwrap().octets(),
-            "2001:db8::2".parse::<Ipv6Addr>().unwrap().octets(),
-        );
+        let (v6_source, v6_destination) =
+            ("2001:db8::1".parse::<Ipv6Addr>().unwrap().octets(), "2001:db8::2".parse::<Ipv6Addr>().unwrap().octets());
         let mapped = "::ffff:192.0.2.1".parse::<Ipv6Addr>().unwrap().octets();
         let tcp4 = [192, 0, 2, 1, 198, 51, 100, 2, 0xdc, 0x04, 0x01, 0xbb];
         let tcp6 = [&v6_source[..], &v6_destination, &[0xdc, 0x04, 0x01, 0xbb]].concat();
@@ -755,47 +703,20 @@ mod tests {
                 v1("PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535"),
                 says("255.255.255.255:65535", "255.255.255.255:65535"),
             ),
-            (
-                v1(&format!("PROXY TCP6 {full_v6_text} {full_v6_text} 65535 65535")),
-                says(full_v6, full_v6),
-            ),
+            (v1(&format!("PROXY TCP6 {full_v6_text} {full_v6_text} 65535 65535")), says(full_v6, full_v6)),
             (v1("PROXY UNKNOWN"), NOBODY),
-            (
-                v1(&format!("PROXY UNKNOWN {full_v6_text} {full_v6_text} 65535 65535")),
-                NOBODY,
-            ),
+            (v1(&format!("PROXY UNKNOWN {full_v6_text} {full_v6_text} 65535 65535")), NOBODY),
             (v1("PROXY UNKNOWN whatever\rthis is"), NOBODY),
-            (
-                v1("PROXY TCP4 192.168.0.1 192.168.0.11 56324 443"),
-                says("192.168.0.1:56324", "192.168.0.11:443"),
-            ),
+            (v1("PROXY TCP4 192.168.0.1 192.168.0.11 56324 443"), says("192.168.0.1:56324", "192.168.0.11:443")),
             (v1("PROXY TCP4 0.0.0.0 0.0.0.0 0 0"), says("0.0.0.0:0", "0.0.0.0:0")),
-            (
-                v1("PROXY TCP6 ::1 ::ffff:192.0.2.1 1 2"),
-                says("[::1]:1", "192.0.2.1:2"),
-            ),
+            (v1("PROXY TCP6 ::1 ::ffff:192.0.2.1 1 2"), says("[::1]:1", "192.0.2.1:2")),
             (v2(0x21, 0x11, &tcp4), says("192.0.2.1:56324", "198.51.100.2:443")),
-            (
-                v2(0x21, 0x11, &[&tcp4, &extensions[..]].concat()),
-                says("192.0.2.1:56324", "198.51.100.2:443"),
-            ),
-            (
-                v2(0x21, 0x11, &[&tcp4, &[4, 0, 0][..]].concat()),
-                says("192.0.2.1:56324", "198.51.100.2:443"),
-            ),
-            (
-                v2(0x21, 0x11, &[&tcp4[..], &padding].concat()),
-                says("192.0.2.1:56324", "198.51.100.2:443"),
-            ),
+            (v2(0x21, 0x11, &[&tcp4, &extensions[..]].concat()), says("192.0.2.1:56324", "198.51.100.2:443")),
+            (v2(0x21, 0x11, &[&tcp4, &[4, 0, 0][..]].concat()), says("192.0.2.1:56324", "198.51.100.2:443")),
+            (v2(0x21, 0x11, &[&tcp4[..], &padding].concat()), says("192.0.2.1:56324", "198.51.100.2:443")),
             (v2(0x21, 0x21, &tcp6), says("[2001:db8::1]:56324", "[2001:db8::2]:443")),
-            (
-                v2(0x21, 0x21, &[&tcp6, &extensions[..]].concat()),
-                says("[2001:db8::1]:56324", "[2001:db8::2]:443"),
-            ),
-            (
-                v2(0x21, 0x21, &[&mapped[..], &mapped, &[0, 1, 0, 2]].concat()),
-                says("192.0.2.1:1", "192.0.2.1:2"),
-            ),
+            (v2(0x21, 0x21, &[&tcp6, &extensions[..]].concat()), says("[2001:db8::1]:56324", "[2001:db8::2]:443")),
+            (v2(0x21, 0x21, &[&mapped[..], &mapped, &[0, 1, 0, 2]].concat()), says("192.0.2.1:1", "192.0.2.1:2")),
             // A health check of the balancer itself, with and without something to skip.
             (v2(0x20, 0x00, b""), NOBODY),
             (v2(0x20, 0x11, &tcp4), NOBODY),

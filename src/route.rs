@@ -105,7 +105,9 @@ impl Routes {
         let name = name.strip_suffix('.').unwrap_or(name);
         if let Ok(address) = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
             // An address cannot be bent to another target: it is ours or the client was misled.
-            return address.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == address.to_canonical()) || self.hosts.contains(name);
+            return address.is_loopback()
+                || local.is_some_and(|local| local.ip().to_canonical() == address.to_canonical())
+                || self.hosts.contains(name);
         }
         let lower;
         let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -154,7 +156,11 @@ impl Routes {
 /// `host` without `:port`; brackets of an IPv6 literal stay.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => name,
+        Some((name, port))
+            if port.bytes().all(|byte| byte.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
         _ => host,
     }
 }

@@ -32,13 +32,7 @@ pub(super) fn check(
     doubts: &mut Vec<Fault>,
 ) -> Option<Config> {
     raw.fill_in();
-    let mut checker = Checker {
-        surroundings,
-        faults,
-        doubts,
-        addresses: HashMap::new(),
-        hosts: HashMap::new(),
-    };
+    let mut checker = Checker { surroundings, faults, doubts, addresses: HashMap::new(), hosts: HashMap::new() };
     // All of them run before the first `?`, so that every problem is found at once.
     let listeners = checker.listeners(raw);
     let metrics = checker.metrics(raw.one("metrics"));
@@ -59,9 +53,7 @@ pub(super) fn check(
         n => n as usize,
     };
     Some(Config {
-        node: Node {
-            pop: raw.one("node").text("pop").map(str::to_owned),
-        },
+        node: Node { pop: raw.one("node").text("pop").map(str::to_owned) },
         runtime: Runtime { workers },
         listeners,
         certificates,
@@ -92,13 +84,7 @@ fn show_block(block: &Block, out: &mut String) {
         .section
         .keys
         .iter()
-        .filter_map(|key| {
-            Some(format!(
-                "{} = {}\n",
-                key.name,
-                block.get(key.name)?.to_toml()
-            ))
-        })
+        .filter_map(|key| Some(format!("{} = {}\n", key.name, block.get(key.name)?.to_toml())))
         .collect();
     if lines.is_empty() && block.children.is_empty() {
         return;
@@ -118,16 +104,12 @@ fn show_block(block: &Block, out: &mut String) {
 /// between nodes by design is left out: `node`, and `workers = 0` counts as 0, not as the cores.
 fn fingerprint(raw: &RawConfig) -> u64 {
     let mut out = String::new();
-    for block in raw
-        .blocks
-        .iter()
-        .filter(|block| block.section.path != "node")
-    {
+    for block in raw.blocks.iter().filter(|block| block.section.path != "node") {
         show_block(block, &mut out);
     }
-    let hash = out.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = out
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (hash ^ (hash >> 48)) & 0xffff_ffff_ffff
 }
 
@@ -141,11 +123,7 @@ impl RawConfig {
             let before = self.blocks.iter().position(|b| b.section.path == "tls");
             self.blocks.insert(before.unwrap_or(0), block);
         }
-        for block in self
-            .blocks
-            .iter_mut()
-            .filter(|b| b.section.path == "upstream")
-        {
+        for block in self.blocks.iter_mut().filter(|b| b.section.path == "upstream") {
             if !block.is_written("prefix")
                 && let Some(name) = block.text("name")
             {
@@ -156,10 +134,7 @@ impl RawConfig {
                 continue;
             };
             if !block.is_written("websocket") {
-                let on = matches!(
-                    provider,
-                    Provider::Openai | Provider::Gemini | Provider::Vertex | Provider::Azure
-                );
+                let on = matches!(provider, Provider::Openai | Provider::Gemini | Provider::Vertex | Provider::Azure);
                 block.set("websocket", Value::Bool(on));
             }
             if !block.is_written("url")
@@ -175,10 +150,7 @@ impl RawConfig {
 
 fn provider(block: &Block) -> Option<Provider> {
     let word = block.text("provider")?;
-    Provider::ALL
-        .iter()
-        .copied()
-        .find(|provider| provider.as_str() == word)
+    Provider::ALL.iter().copied().find(|provider| provider.as_str() == word)
 }
 
 fn known_url(provider: Provider) -> Option<&'static str> {
@@ -269,11 +241,7 @@ impl Checker<'_> {
             if token.expose().iter().all(u8::is_ascii_graphic) {
                 return Some(token);
             }
-            self.invalid(
-                block,
-                "token",
-                "must be printable ASCII without spaces: it travels in a header",
-            );
+            self.invalid(block, "token", "must be printable ASCII without spaces: it travels in a header");
             None
         });
         if !value::is_loopback(address.ip()) && !block.is_written("token") {
@@ -293,11 +261,7 @@ impl Checker<'_> {
         let address = block.address("address")?;
         self.claim(block, address);
         if !value::is_loopback(address.ip()) {
-            self.invalid(
-                block,
-                "address",
-                "must be a loopback address: it has no authentication",
-            );
+            self.invalid(block, "address", "must be a loopback address: it has no authentication");
         }
         Some(AdminListener { address })
     }
@@ -309,14 +273,7 @@ impl Checker<'_> {
             return;
         }
         match self.addresses.get(&address).cloned() {
-            Some(first) => self.fault(
-                span,
-                Cause::Twice {
-                    key: "address",
-                    section: block.section,
-                    first,
-                },
-            ),
+            Some(first) => self.fault(span, Cause::Twice { key: "address", section: block.section, first }),
             None => {
                 self.addresses.insert(address, span);
             }
@@ -325,16 +282,9 @@ impl Checker<'_> {
 
     fn certificates(&mut self, raw: &RawConfig) -> Vec<Certificate> {
         self.unique(raw.all("certificate"), "name");
-        let chosen: Vec<_> = raw
-            .all("certificate")
-            .filter(|b| b.bool("default"))
-            .collect();
+        let chosen: Vec<_> = raw.all("certificate").filter(|b| b.bool("default")).collect();
         for block in chosen.iter().skip(1) {
-            self.refuse(
-                block.span_of("default"),
-                "only one [[certificate]] can be the default",
-                None,
-            );
+            self.refuse(block.span_of("default"), "only one [[certificate]] can be the default", None);
         }
         let mut certificates = Vec::new();
         for (index, block) in raw.all("certificate").enumerate() {
@@ -347,8 +297,7 @@ impl Checker<'_> {
                 }
                 _ => self.secret(block, "key", source).map(KeySource::Inline),
             });
-            let (Some(name), Some(cert_file), Some(key)) = (block.text("name"), cert_file, key)
-            else {
+            let (Some(name), Some(cert_file), Some(key)) = (block.text("name"), cert_file, key) else {
                 continue;
             };
             certificates.push(Certificate {
@@ -365,18 +314,10 @@ impl Checker<'_> {
         let ca_file = self.readable(block, "ca_file");
         let client_auth = block.text("client_auth")?;
         if client_auth == "none" && block.is_written("ca_file") {
-            self.doubt(
-                block.span_of("ca_file"),
-                "`ca_file` in [tls] does nothing while `client_auth` is `none`",
-                None,
-            );
+            self.doubt(block.span_of("ca_file"), "`ca_file` in [tls] does nothing while `client_auth` is `none`", None);
         }
         if client_auth != "none" && !block.is_written("ca_file") {
-            self.invalid(
-                block,
-                "client_auth",
-                "needs `ca_file`, the authorities of client certificates",
-            );
+            self.invalid(block, "client_auth", "needs `ca_file`, the authorities of client certificates");
         }
         Some(Tls {
             min_version: match block.text("min_version")? {
@@ -396,14 +337,9 @@ impl Checker<'_> {
     fn hosts(&mut self, block: &Block) -> Vec<String> {
         for (span, host) in block.list("hosts") {
             match self.hosts.get(host).cloned() {
-                Some(first) => self.fault(
-                    Some(span.clone()),
-                    Cause::Twice {
-                        key: "hosts",
-                        section: block.section,
-                        first,
-                    },
-                ),
+                Some(first) => {
+                    self.fault(Some(span.clone()), Cause::Twice { key: "hosts", section: block.section, first })
+                }
                 None => {
                     self.hosts.insert(host.clone(), Some(span.clone()));
                 }
@@ -415,11 +351,7 @@ impl Checker<'_> {
     fn drain(&mut self, block: &Block) -> Drain {
         let (grace, deadline) = (block.duration("grace"), block.duration("deadline"));
         if deadline < grace {
-            let key = if block.is_written("deadline") {
-                "deadline"
-            } else {
-                "grace"
-            };
+            let key = if block.is_written("deadline") { "deadline" } else { "grace" };
             self.refuse(
                 block.span_of(key),
                 "`deadline` in [drain] must not be below `grace`: both count from the signal",
@@ -471,19 +403,11 @@ impl Checker<'_> {
         };
         let endpoints = self.endpoints(block, provider);
         if block.text("name") == Some("none") {
-            self.invalid(
-                block,
-                "name",
-                "must not be `none`: the metrics say that when no upstream is chosen",
-            );
+            self.invalid(block, "name", "must not be `none`: the metrics say that when no upstream is chosen");
         }
         let prefix = block.text("prefix");
         if prefix == Some("") && hosts.is_empty() && !block.bool("bare") {
-            self.invalid(
-                block,
-                "prefix",
-                "is empty, so the upstream needs `hosts` or `bare`: nothing leads to it",
-            );
+            self.invalid(block, "prefix", "is empty, so the upstream needs `hosts` or `bare`: nothing leads to it");
         }
         let protocol = match block.text("protocol")? {
             "h1" => UpstreamProtocol::H1,
@@ -500,9 +424,7 @@ impl Checker<'_> {
         Some(Upstream {
             name: block.text("name")?.to_owned(),
             provider: provider?,
-            prefix: prefix
-                .filter(|prefix| !prefix.is_empty())
-                .map(str::to_owned),
+            prefix: prefix.filter(|prefix| !prefix.is_empty()).map(str::to_owned),
             hosts,
             bare: block.bool("bare"),
             endpoints,
@@ -529,11 +451,7 @@ impl Checker<'_> {
 
     fn endpoints(&mut self, block: &Block, provider: Option<Provider>) -> Vec<Endpoint> {
         if block.is_written("url") && !block.children.is_empty() {
-            self.invalid(
-                block,
-                "url",
-                "stands beside [[upstream.endpoint]]: write one or the other",
-            );
+            self.invalid(block, "url", "stands beside [[upstream.endpoint]]: write one or the other");
         }
         if !block.is_written("url")
             && block.children.is_empty()
@@ -554,21 +472,11 @@ impl Checker<'_> {
                 Some((_, first)) => {
                     let first = first.clone();
                     let section = child.section;
-                    self.fault(
-                        span,
-                        Cause::Twice {
-                            key: "url",
-                            section,
-                            first,
-                        },
-                    );
+                    self.fault(span, Cause::Twice { key: "url", section, first });
                 }
                 None => seen.push((endpoint, span)),
             }
-            endpoints.push(Endpoint {
-                weight: child.number("weight") as u32,
-                ..endpoint.clone()
-            });
+            endpoints.push(Endpoint { weight: child.number("weight") as u32, ..endpoint.clone() });
         }
         endpoints
     }
@@ -585,11 +493,7 @@ impl Checker<'_> {
             };
             // Two prefixes that come from one name are no second fault.
             if key != "prefix" || block.is_written(key) || first.is_written(key) {
-                let cause = Cause::Twice {
-                    key,
-                    section: block.section,
-                    first: first.span_of(key),
-                };
+                let cause = Cause::Twice { key, section: block.section, first: first.span_of(key) };
                 self.fault(block.span_of(key), cause);
             }
         }
@@ -617,12 +521,7 @@ impl Checker<'_> {
         }
     }
 
-    fn secret(
-        &mut self,
-        block: &Block,
-        key: &'static str,
-        source: &SecretSource,
-    ) -> Option<Secret> {
+    fn secret(&mut self, block: &Block, key: &'static str, source: &SecretSource) -> Option<Secret> {
         let section: &'static Section = block.section;
         let span = block.span_of(key);
         let path = match source {
@@ -631,21 +530,17 @@ impl Checker<'_> {
                     Some(text) => trimmed(text.into_vec()),
                     None => Err("names an environment variable that is not set"),
                 };
-                return secret
-                    .map_err(|why| self.fault(span, Cause::Invalid { key, section, why }))
-                    .ok();
+                return secret.map_err(|why| self.fault(span, Cause::Invalid { key, section, why })).ok();
             }
             SecretSource::File(path) => self.path(path),
-            SecretSource::Credential(name) => {
-                match (self.surroundings.variable)("CREDENTIALS_DIRECTORY") {
-                    Some(folder) => PathBuf::from(folder).join(name),
-                    None => {
-                        let why = "names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?";
-                        self.fault(span, Cause::Invalid { key, section, why });
-                        return None;
-                    }
+            SecretSource::Credential(name) => match (self.surroundings.variable)("CREDENTIALS_DIRECTORY") {
+                Some(folder) => PathBuf::from(folder).join(name),
+                None => {
+                    let why = "names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?";
+                    self.fault(span, Cause::Invalid { key, section, why });
+                    return None;
                 }
-            }
+            },
         };
         match secret_file(&path) {
             Ok((secret, mode)) => {
@@ -705,10 +600,7 @@ fn trimmed(mut bytes: Vec<u8>) -> Result<Secret, &'static str> {
 /// Opening a pipe would wait for its writer.
 fn regular_file(path: &Path) -> Result<fs::Metadata, &'static str> {
     let metadata = fs::metadata(path).map_err(words)?;
-    metadata
-        .is_file()
-        .then_some(metadata)
-        .ok_or("is not a regular file")
+    metadata.is_file().then_some(metadata).ok_or("is not a regular file")
 }
 
 /// The operating system's own text can hold a path.

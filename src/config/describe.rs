@@ -36,9 +36,7 @@ pub fn init() -> String {
     );
     for section in SECTIONS {
         let _ = write!(out, "\n# {}\n", section.doc);
-        let mut written = built_in
-            .all(section.path)
-            .filter(|block| block.span.is_some());
+        let mut written = built_in.all(section.path).filter(|block| block.span.is_some());
         let header = section.header();
         let first = written.next();
         if first.is_some() || !section.repeated {
@@ -166,10 +164,8 @@ fn short(kind: &Kind) -> String {
 /// JSON Schema, draft 2020-12, for editors. It knows less than `check`: no bounds of durations, no
 /// rules that span keys.
 pub fn schema() -> Json {
-    let mut root = object(
-        table::top_level().map(|section| (section.name(), section_schema(section))),
-        vec!["upstream"],
-    );
+    let mut root =
+        object(table::top_level().map(|section| (section.name(), section_schema(section))), vec!["upstream"]);
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!("nullhop configuration");
     let forms = ["file", "env", "credential"].map(|form| {
@@ -185,14 +181,8 @@ pub fn schema() -> Json {
 
 fn section_schema(section: &'static Section) -> Json {
     let keys = section.keys.iter().map(|key| (key.name, key_schema(key)));
-    let children = section
-        .children()
-        .map(|child| (child.name(), section_schema(child)));
-    let required = section
-        .keys
-        .iter()
-        .filter(|key| key.required)
-        .map(|key| key.name);
+    let children = section.children().map(|child| (child.name(), section_schema(child)));
+    let required = section.keys.iter().filter(|key| key.required).map(|key| key.name);
     let mut schema = object(keys.chain(children), required.collect());
     if section.repeated {
         schema = json!({ "type": "array", "maxItems": BLOCKS_MAX, "items": schema });
@@ -202,9 +192,7 @@ fn section_schema(section: &'static Section) -> Json {
 }
 
 fn object<'n>(properties: impl Iterator<Item = (&'n str, Json)>, required: Vec<&str>) -> Json {
-    let properties: serde_json::Map<_, _> = properties
-        .map(|(name, schema)| (name.to_owned(), schema))
-        .collect();
+    let properties: serde_json::Map<_, _> = properties.map(|(name, schema)| (name.to_owned(), schema)).collect();
     let mut object = json!({
         "type": "object",
         "additionalProperties": false,
@@ -262,9 +250,7 @@ fn to_json(text: &str) -> Json {
             DeValue::Integer(_) => json!(parse::integer(value)),
             DeValue::String(text) => json!(text),
             DeValue::Table(table) => {
-                let members = table
-                    .iter()
-                    .map(|(key, value)| (key.get_ref().to_string(), convert(value.get_ref())));
+                let members = table.iter().map(|(key, value)| (key.get_ref().to_string(), convert(value.get_ref())));
                 Json::Object(members.collect())
             }
             DeValue::Float(_) | DeValue::Datetime(_) => unreachable!("the table has none"),

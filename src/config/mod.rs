@@ -346,11 +346,7 @@ impl Config {
         let source_name = path.display().to_string();
         let refused = |says| {
             let cause = Cause::Rule { says, help: None };
-            Report::new(
-                &source_name,
-                &Lines::unparsed(""),
-                vec![Fault { span: None, cause }],
-            )
+            Report::new(&source_name, &Lines::unparsed(""), vec![Fault { span: None, cause }])
         };
         let file = File::open(path).map_err(|error| {
             refused(match check::words(error) {
@@ -360,9 +356,7 @@ impl Config {
             })
         })?;
         let mut bytes = Vec::new();
-        file.take(FILE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|_| refused("this file cannot be read"))?;
+        file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|_| refused("this file cannot be read"))?;
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(refused("this file is larger than 1 MiB"));
         }
@@ -373,28 +367,17 @@ impl Config {
 
     /// Checks `text`; relative paths in it begin at `base_dir`, and reports call it `source_name`.
     pub fn from_toml(text: &str, base_dir: &Path, source_name: &str) -> Result<Loaded, Report> {
-        let surroundings = Surroundings {
-            base_dir,
-            variable: &|name| std::env::var_os(name),
-        };
+        let surroundings = Surroundings { base_dir, variable: &|name| std::env::var_os(name) };
         Self::from_surroundings(text, source_name, &surroundings)
     }
 
-    fn from_surroundings(
-        text: &str,
-        source_name: &str,
-        surroundings: &Surroundings<'_>,
-    ) -> Result<Loaded, Report> {
+    fn from_surroundings(text: &str, source_name: &str, surroundings: &Surroundings<'_>) -> Result<Loaded, Report> {
         let mut faults = Vec::new();
         let mut doubts = Vec::new();
         let mut raw = match parse::parse(text, &mut faults) {
             Ok(raw) => raw,
             Err(fault) => {
-                return Err(Report::new(
-                    source_name,
-                    &Lines::unparsed(text),
-                    vec![fault],
-                ));
+                return Err(Report::new(source_name, &Lines::unparsed(text), vec![fault]));
             }
         };
         let config = check::check(&mut raw, surroundings, &mut faults, &mut doubts);
@@ -405,11 +388,7 @@ impl Config {
         };
         doubts.sort_by_key(|doubt| doubt.span.as_ref().map_or(usize::MAX, |span| span.start));
         let warning = |doubt: &Fault| Warning::new(source_name, &lines, doubt);
-        Ok(Loaded {
-            config: Arc::new(config),
-            warnings: doubts.iter().map(warning).collect(),
-            shown,
-        })
+        Ok(Loaded { config: Arc::new(config), warnings: doubts.iter().map(warning).collect(), shown })
     }
 }
 

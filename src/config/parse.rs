@@ -58,15 +58,9 @@ pub(super) enum SecretSource {
 
 /// Reads what can be read of `text`; what cannot is in `faults`. `Err`: not TOML at all.
 pub(super) fn parse(text: &str, faults: &mut Vec<Fault>) -> Result<RawConfig, Fault> {
-    let root = DeTable::parse(text).map_err(|error| Fault {
-        span: error.span(),
-        cause: Cause::Syntax(SyntaxWords::new(error.message(), text)),
-    })?;
-    let mut reader = Reader {
-        text,
-        faults,
-        showable: Vec::new(),
-    };
+    let root = DeTable::parse(text)
+        .map_err(|error| Fault { span: error.span(), cause: Cause::Syntax(SyntaxWords::new(error.message(), text)) })?;
+    let mut reader = Reader { text, faults, showable: Vec::new() };
     let mut blocks: Vec<Block> = Vec::new();
     for (key, value) in root.get_ref() {
         let word: &str = key.get_ref();
@@ -89,31 +83,20 @@ pub(super) fn parse(text: &str, faults: &mut Vec<Fault>) -> Result<RawConfig, Fa
 impl RawConfig {
     /// The only block of a section that is not repeated.
     pub(super) fn one(&self, path: &str) -> &Block {
-        self.all(path)
-            .next()
-            .expect("parse() adds what is not written")
+        self.all(path).next().expect("parse() adds what is not written")
     }
 
     /// The blocks of a section, in file order.
     pub(super) fn all(&self, path: &str) -> impl Iterator<Item = &Block> {
-        self.blocks
-            .iter()
-            .filter(move |block| block.section.path == path)
+        self.blocks.iter().filter(move |block| block.section.path == path)
     }
 }
 
 impl Block {
     pub(super) fn defaults(section: &'static Section, span: Option<Span>) -> Self {
-        let entry = |key: &'static Key| Entry {
-            value: key.default.map(|text| default(section, key, text)),
-            span: None,
-        };
-        Self {
-            section,
-            span,
-            entries: section.keys.iter().map(entry).collect(),
-            children: Vec::new(),
-        }
+        let entry =
+            |key: &'static Key| Entry { value: key.default.map(|text| default(section, key, text)), span: None };
+        Self { section, span, entries: section.keys.iter().map(entry).collect(), children: Vec::new() }
     }
 
     /// The value as written or by default; `None` also after a fault.
@@ -134,10 +117,7 @@ impl Block {
 
     /// Where the value is, or else the header.
     pub(super) fn span_of(&self, key: &str) -> Option<Span> {
-        self.entries[self.index(key)]
-            .span
-            .clone()
-            .or_else(|| self.span.clone())
+        self.entries[self.index(key)].span.clone().or_else(|| self.span.clone())
     }
 
     pub(super) fn address(&self, key: &str) -> Option<SocketAddr> {
@@ -197,11 +177,7 @@ impl Block {
     }
 
     fn index(&self, key: &str) -> usize {
-        self.section
-            .keys
-            .iter()
-            .position(|k| k.name == key)
-            .expect("callers name keys of the table")
+        self.section.keys.iter().position(|k| k.name == key).expect("callers name keys of the table")
     }
 }
 
@@ -243,14 +219,8 @@ fn quoted(text: &str) -> String {
 fn default(section: &'static Section, key: &'static Key, text: &str) -> Value {
     let value = DeValue::parse(text).expect("the table's defaults are TOML");
     let mut faults = Vec::new();
-    let mut reader = Reader {
-        text,
-        faults: &mut faults,
-        showable: Vec::new(),
-    };
-    reader
-        .value(section, key, &value)
-        .expect("the table's defaults are within its bounds")
+    let mut reader = Reader { text, faults: &mut faults, showable: Vec::new() };
+    reader.value(section, key, &value).expect("the table's defaults are within its bounds")
 }
 
 struct Reader<'r> {
@@ -261,10 +231,7 @@ struct Reader<'r> {
 
 impl Reader<'_> {
     fn fault(&mut self, span: Span, cause: Cause) {
-        self.faults.push(Fault {
-            span: Some(span),
-            cause,
-        });
+        self.faults.push(Fault { span: Some(span), cause });
     }
 
     fn blocks(&mut self, section: &'static Section, value: &Spanned<DeValue<'_>>) -> Vec<Block> {
@@ -283,9 +250,7 @@ impl Reader<'_> {
                 let mut blocks = Vec::new();
                 for item in items.iter() {
                     match item.get_ref() {
-                        DeValue::Table(table) => {
-                            blocks.push(self.block(section, table, item.span()))
-                        }
+                        DeValue::Table(table) => blocks.push(self.block(section, table, item.span())),
                         _ => self.fault(item.span(), Cause::NotTable(section)),
                     }
                 }
@@ -293,11 +258,7 @@ impl Reader<'_> {
             }
             (DeValue::Array(items), false) => {
                 // The second header is the one too many.
-                let at = items
-                    .iter()
-                    .map(Spanned::span)
-                    .nth(1)
-                    .unwrap_or(value.span());
+                let at = items.iter().map(Spanned::span).nth(1).unwrap_or(value.span());
                 self.fault(at, Cause::NotSingle(section));
                 Vec::new()
             }
@@ -352,26 +313,15 @@ impl Reader<'_> {
     }
 
     /// Returns the key that was probably meant.
-    fn unknown_key(
-        &mut self,
-        section: Option<&'static Section>,
-        key: &Spanned<DeString<'_>>,
-    ) -> Option<&'static str> {
+    fn unknown_key(&mut self, section: Option<&'static Section>, key: &Spanned<DeString<'_>>) -> Option<&'static str> {
         let name = self.name_of(key);
         let near = section.and_then(|section| {
             let own = section.keys.iter().map(|k| k.name);
             nearest(&name, own.chain(section.children().map(Section::name)))
         });
-        let mut homes = SECTIONS
-            .iter()
-            .filter(|s| s.keys.iter().any(|k| k.name == name.as_str()));
+        let mut homes = SECTIONS.iter().filter(|s| s.keys.iter().any(|k| k.name == name.as_str()));
         let elsewhere = homes.next().filter(|_| homes.next().is_none());
-        let cause = Cause::UnknownKey {
-            name,
-            section,
-            near,
-            elsewhere,
-        };
+        let cause = Cause::UnknownKey { name, section, near, elsewhere };
         self.fault(key.span(), cause);
         near
     }
@@ -385,28 +335,19 @@ impl Reader<'_> {
     }
 
     /// `None`: the fault is on record.
-    fn value(
-        &mut self,
-        section: &'static Section,
-        key: &'static Key,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Option<Value> {
+    fn value(&mut self, section: &'static Section, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Value> {
         let name = key.name;
         let span = value.span();
         let got = value.get_ref();
-        let is_number = matches!(
-            got,
-            DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_)
-        );
+        let is_number = matches!(got, DeValue::Boolean(_) | DeValue::Integer(_) | DeValue::Float(_));
         if is_number && !matches!(key.kind, Kind::Secret) {
             self.showable.push(span.clone());
         }
         let read = match (&key.kind, got) {
             (Kind::Bool, DeValue::Boolean(yes)) => Ok(Value::Bool(*yes)),
-            (Kind::Integer { min, max }, DeValue::Integer(_)) => integer(got)
-                .filter(|number| (*min..=*max).contains(number))
-                .map(Value::Integer)
-                .ok_or(Refused::Kind),
+            (Kind::Integer { min, max }, DeValue::Integer(_)) => {
+                integer(got).filter(|number| (*min..=*max).contains(number)).map(Value::Integer).ok_or(Refused::Kind)
+            }
             (Kind::Size { min, max }, DeValue::Integer(_) | DeValue::String(_)) => match got {
                 DeValue::String(text) => value::size(text),
                 _ => integer(got),
@@ -415,44 +356,26 @@ impl Reader<'_> {
             .map(Value::Size)
             .ok_or(Refused::Kind),
             (Kind::Duration { min, max }, DeValue::String(text)) => value::duration(text)
-                .filter(|d| {
-                    (*min..=*max).contains(&u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-                })
+                .filter(|d| (*min..=*max).contains(&u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
                 .map(Value::Duration)
                 .ok_or(Refused::Kind),
-            (Kind::OneOf(allowed), DeValue::String(text)) => {
-                match allowed.iter().find(|word| *word == text) {
-                    Some(word) => Ok(Value::Text((*word).to_owned())),
-                    None => {
-                        let near = (text.len() <= 32)
-                            .then(|| closest(text, allowed.iter().copied()))
-                            .flatten();
-                        Err(Refused::Because(Cause::NotOneOf {
-                            key: name,
-                            section,
-                            allowed,
-                            near,
-                        }))
-                    }
+            (Kind::OneOf(allowed), DeValue::String(text)) => match allowed.iter().find(|word| *word == text) {
+                Some(word) => Ok(Value::Text((*word).to_owned())),
+                None => {
+                    let near = (text.len() <= 32).then(|| closest(text, allowed.iter().copied())).flatten();
+                    Err(Refused::Because(Cause::NotOneOf { key: name, section, allowed, near }))
                 }
+            },
+            (Kind::Address, DeValue::String(text)) => value::address(text).map(Value::Address).map_err(Refused::Words),
+            (Kind::Endpoint, DeValue::String(text)) => {
+                value::endpoint(text).map(Value::Endpoint).map_err(Refused::Words)
             }
-            (Kind::Address, DeValue::String(text)) => value::address(text)
-                .map(Value::Address)
-                .map_err(Refused::Words),
-            (Kind::Endpoint, DeValue::String(text)) => value::endpoint(text)
-                .map(Value::Endpoint)
-                .map_err(Refused::Words),
             (Kind::List(kind), DeValue::Array(items)) => self.list(section, key, kind, items),
-            (Kind::Secret, DeValue::String(_)) => Err(Refused::Because(Cause::LiteralSecret {
-                key: name,
-                section,
-            })),
-            (Kind::Secret, DeValue::Table(table)) => {
-                secret_source(table).map(Value::Secret).ok_or(Refused::Kind)
+            (Kind::Secret, DeValue::String(_)) => Err(Refused::Because(Cause::LiteralSecret { key: name, section })),
+            (Kind::Secret, DeValue::Table(table)) => secret_source(table).map(Value::Secret).ok_or(Refused::Kind),
+            (kind, DeValue::String(text)) if kind.is_text() => {
+                one_text(kind, text).map(Value::Text).map_err(Refused::Words)
             }
-            (kind, DeValue::String(text)) if kind.is_text() => one_text(kind, text)
-                .map(Value::Text)
-                .map_err(Refused::Words),
             _ => {
                 let found = match got {
                     DeValue::Array(_) => "a list",
@@ -463,28 +386,15 @@ impl Reader<'_> {
                     DeValue::String(_) => "a string",
                     DeValue::Table(_) => "a table",
                 };
-                Err(Refused::Because(Cause::WrongType {
-                    key: name,
-                    section,
-                    kind: &key.kind,
-                    found,
-                }))
+                Err(Refused::Because(Cause::WrongType { key: name, section, kind: &key.kind, found }))
             }
         };
         let cause = match read {
             Ok(value) => return Some(value),
             Err(Refused::Because(cause)) => cause,
-            Err(Refused::Kind) => Cause::OutOfBounds {
-                key: name,
-                section,
-                kind: &key.kind,
-            },
+            Err(Refused::Kind) => Cause::OutOfBounds { key: name, section, kind: &key.kind },
             Err(Refused::OnRecord) => return None,
-            Err(Refused::Words(why)) => Cause::Invalid {
-                key: name,
-                section,
-                why,
-            },
+            Err(Refused::Words(why)) => Cause::Invalid { key: name, section, why },
         };
         self.fault(span, cause);
         None
@@ -508,14 +418,7 @@ impl Reader<'_> {
             };
             match read {
                 Ok(text) => values.push((item.span(), text)),
-                Err(why) => self.fault(
-                    item.span(),
-                    Cause::Invalid {
-                        key: key.name,
-                        section,
-                        why,
-                    },
-                ),
+                Err(why) => self.fault(item.span(), Cause::Invalid { key: key.name, section, why }),
             }
         }
         match values.len() == items.len() {
@@ -536,9 +439,7 @@ enum Refused {
 pub(super) fn integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     // An underscore may stand between digits; the parser has taken it out.
-    u64::from_str_radix(integer.as_str(), integer.radix())
-        .ok()
-        .filter(|number| *number <= value::INTEGER_MAX)
+    u64::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|number| *number <= value::INTEGER_MAX)
 }
 
 /// Kinds whose value is a text that is checked and put into its one spelling.
@@ -564,33 +465,22 @@ fn secret_source(table: &DeTable<'_>) -> Option<SecretSource> {
     }
     let key: &str = key.get_ref();
     match key {
-        "credential" if value::is_credential(text) => {
-            Some(SecretSource::Credential(text.to_owned()))
-        }
+        "credential" if value::is_credential(text) => Some(SecretSource::Credential(text.to_owned())),
         "env" if value::is_variable(text) => Some(SecretSource::Env(text.to_owned())),
-        "file" if !text.is_empty() && !text.contains('\0') => {
-            Some(SecretSource::File(text.to_owned()))
-        }
+        "file" if !text.is_empty() && !text.contains('\0') => Some(SecretSource::File(text.to_owned())),
         _ => None,
     }
 }
 
 fn nearest(name: &KeyName, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    name.is_shown()
-        .then(|| closest(name.as_str(), candidates))
-        .flatten()
+    name.is_shown().then(|| closest(name.as_str(), candidates)).flatten()
 }
 
 /// The candidate that `text` was probably meant to be.
 fn closest(text: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let text = text.to_ascii_lowercase().replace('-', "_");
     candidates
-        .map(|word| {
-            (
-                strsim::damerau_levenshtein(&text, &word.replace('-', "_")),
-                word,
-            )
-        })
+        .map(|word| (strsim::damerau_levenshtein(&text, &word.replace('-', "_")), word))
         // A third of the word may be wrong: picked by feel.
         .filter(|(distance, word)| *distance <= (word.len() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)

@@ -55,11 +55,7 @@ impl Report {
         Self {
             source_name: source_name.to_owned(),
             count: faults.len(),
-            problems: faults
-                .iter()
-                .take(SHOWN_MAX)
-                .map(|fault| lines.finding(fault))
-                .collect(),
+            problems: faults.iter().take(SHOWN_MAX).map(|fault| lines.finding(fault)).collect(),
         }
     }
 }
@@ -98,10 +94,7 @@ impl Warning {
     }
 
     pub(super) fn new(source_name: &str, lines: &Lines<'_>, fault: &Fault) -> Self {
-        Self {
-            source_name: source_name.to_owned(),
-            finding: lines.finding(fault),
-        }
+        Self { source_name: source_name.to_owned(), finding: lines.finding(fault) }
     }
 }
 
@@ -193,73 +186,39 @@ impl Cause {
                 format!("the file of `{key}` in {} {why}", section.header())
             }
             Self::Invalid { key, section, why } => format!("`{key}` in {} {why}", section.header()),
-            Self::LiteralSecret { key, section } => format!(
-                "`{key}` in {} is a secret and must not stand in this file",
-                section.header()
-            ),
+            Self::LiteralSecret { key, section } => {
+                format!("`{key}` in {} is a secret and must not stand in this file", section.header())
+            }
             Self::Missing { key, section } => format!("{} needs `{key}`", section.header()),
-            Self::NotOneOf {
-                key,
-                section,
-                allowed,
-                near,
-            } => {
-                let allowed = allowed
-                    .iter()
-                    .map(|word| format!("`{word}`"))
-                    .collect::<Vec<_>>()
-                    .join(", ");
+            Self::NotOneOf { key, section, allowed, near } => {
+                let allowed = allowed.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
                 let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 match allowed.contains(',') {
-                    true => format!(
-                        "`{key}` in {} must be one of {allowed}{near}",
-                        section.header()
-                    ),
+                    true => format!("`{key}` in {} must be one of {allowed}{near}", section.header()),
                     false => format!("`{key}` in {} must be {allowed}{near}", section.header()),
                 }
             }
-            Self::NotRepeated(section) => format!(
-                "`{}` may be there several times: write {}",
-                section.name(),
-                section.header()
-            ),
-            Self::NotSingle(section) => format!(
-                "`{}` is there once: write {}",
-                section.name(),
-                section.header()
-            ),
-            Self::NotTable(section) => format!(
-                "`{}` is a section: write {}",
-                section.name(),
-                section.header()
-            ),
-            Self::OutOfBounds { key, section, kind } => format!(
-                "`{key}` in {} must be {}",
-                section.header(),
-                kind.expected()
-            ),
+            Self::NotRepeated(section) => {
+                format!("`{}` may be there several times: write {}", section.name(), section.header())
+            }
+            Self::NotSingle(section) => format!("`{}` is there once: write {}", section.name(), section.header()),
+            Self::NotTable(section) => format!("`{}` is a section: write {}", section.name(), section.header()),
+            Self::OutOfBounds { key, section, kind } => {
+                format!("`{key}` in {} must be {}", section.header(), kind.expected())
+            }
             Self::Rule { says, .. } => (*says).to_owned(),
             Self::Syntax(words) => format!("not valid TOML: {}", words.0),
             Self::TooMany(section) => {
                 format!("more than {} of {}", table::BLOCKS_MAX, section.header())
             }
-            Self::Twice {
-                key,
-                section,
-                first,
-            } => {
+            Self::Twice { key, section, first } => {
                 let again = match first {
                     Some(span) => format!(", the same as on line {}", lines.position(span.start).0),
                     None => String::new(),
                 };
                 format!("`{key}` in {} must be unique{again}", section.header())
             }
-            Self::UnknownKey {
-                name,
-                section,
-                near,
-                elsewhere,
-            } => {
+            Self::UnknownKey { name, section, near, elsewhere } => {
                 let place = match section {
                     Some(section) => format!("in {}", section.header()),
                     None => "above the first section".to_owned(),
@@ -272,21 +231,12 @@ impl Cause {
                 format!("unknown key `{}` {place}{hint}", name.as_str())
             }
             Self::UnknownSection { name, near } => {
-                let hint = near.map_or(String::new(), |near| {
-                    format!(", did you mean {}?", near.header())
-                });
+                let hint = near.map_or(String::new(), |near| format!(", did you mean {}?", near.header()));
                 format!("unknown section `{}`{hint}", name.as_str())
             }
-            Self::WrongType {
-                key,
-                section,
-                kind,
-                found,
-            } => format!(
-                "`{key}` in {} must be {}, not {found}",
-                section.header(),
-                kind.expected()
-            ),
+            Self::WrongType { key, section, kind, found } => {
+                format!("`{key}` in {} must be {}, not {found}", section.header(), kind.expected())
+            }
         }
     }
 
@@ -299,7 +249,8 @@ impl Cause {
     }
 }
 
-pub(super) const SECRET_FORMS: &str = "say where it is: { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" } (systemd)";
+pub(super) const SECRET_FORMS: &str =
+    "say where it is: { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" } (systemd)";
 
 /// The name of an unknown key, if it looks like a name and not like a key of the other kind.
 pub(super) struct KeyName(String);
@@ -309,9 +260,7 @@ impl KeyName {
     /// pasted token has more.
     pub(super) fn new(source: &str) -> Self {
         let looks_like_a_name = (1..=32).contains(&source.len())
-            && source
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+            && source.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
             && source.bytes().filter(u8::is_ascii_digit).count() <= 3;
         match looks_like_a_name {
             true => Self(source.to_owned()),
@@ -333,10 +282,9 @@ pub(super) struct SyntaxWords(String);
 
 impl SyntaxWords {
     pub(super) fn new(message: &str, source: &str) -> Self {
-        let quotes = message.split(|c: char| !c.is_alphanumeric()).any(|word| {
-            (word.len() >= 5 || word.contains(|c: char| c.is_ascii_digit()))
-                && source.contains(word)
-        });
+        let quotes = message
+            .split(|c: char| !c.is_alphanumeric())
+            .any(|word| (word.len() >= 5 || word.contains(|c: char| c.is_ascii_digit())) && source.contains(word));
         match quotes || message.is_empty() || message.len() > 200 || !message.is_ascii() {
             true => Self("cannot be read from here on".to_owned()),
             false => Self(message.replace('\n', " ")),
@@ -411,20 +359,12 @@ impl<'t> Lines<'t> {
     /// For valid TOML; `showable` are the unknown keys, numbers and booleans that may be shown.
     pub(super) fn parsed(text: &'t str, mut showable: Vec<Span>) -> Self {
         showable.sort_by_key(|span| span.start);
-        Self {
-            text,
-            showable: Some(showable),
-            tokens: tokens(text),
-        }
+        Self { text, showable: Some(showable), tokens: tokens(text) }
     }
 
     /// For anything else.
     pub(super) fn unparsed(text: &'t str) -> Self {
-        Self {
-            text,
-            showable: None,
-            tokens: Vec::new(),
-        }
+        Self { text, showable: None, tokens: Vec::new() }
     }
 
     fn finding(&self, fault: &Fault) -> Finding {
@@ -439,48 +379,29 @@ impl<'t> Lines<'t> {
     fn position(&self, at: usize) -> (usize, usize) {
         let before = &self.text.as_bytes()[..at.min(self.text.len())];
         let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-        let start = before
-            .iter()
-            .rposition(|b| *b == b'\n')
-            .map_or(0, |at| at + 1);
+        let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let is_char_start = |b: &&u8| **b & 0xC0 != 0x80;
-        (
-            line,
-            before[start..].iter().filter(is_char_start).count() + 1,
-        )
+        (line, before[start..].iter().filter(is_char_start).count() + 1)
     }
 
     fn place(&self, span: Span) -> Place {
         let bytes = self.text.as_bytes();
         let at = span.start.min(bytes.len());
-        let start = bytes[..at]
-            .iter()
-            .rposition(|b| *b == b'\n')
-            .map_or(0, |at| at + 1);
-        let end = bytes[at..]
-            .iter()
-            .position(|b| *b == b'\n')
-            .map_or(bytes.len(), |length| at + length);
+        let start = bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let end = bytes[at..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |length| at + length);
         let (line, column) = self.position(at);
         let (masked, underline) = match &self.showable {
             Some(showable) => self.masked(start..end, span, showable),
             None => masked_unparsed(&bytes[start..end], at - start),
         };
-        Place {
-            line,
-            column,
-            masked,
-            underline,
-        }
+        Place { line, column, masked, underline }
     }
 
     /// The line rebuilt, and what of the rebuilt line `span` covers.
     fn masked(&self, line: Span, span: Span, showable: &[Span]) -> (String, Range<usize>) {
         let mut out = String::new();
         let mut underline: Option<Range<usize>> = None;
-        let first = self
-            .tokens
-            .partition_point(|(token, _)| token.end <= line.start);
+        let first = self.tokens.partition_point(|(token, _)| token.end <= line.start);
         for (token_span, token) in &self.tokens[first..] {
             if token_span.start >= line.end || matches!(token, Token::Comment | Token::Newline) {
                 break;
@@ -511,10 +432,7 @@ impl<'t> Lines<'t> {
         let out = out.trim_end().to_owned();
         let end = out.len();
         let underline = underline.unwrap_or(end..end + 1);
-        (
-            out,
-            underline.start..underline.end.min(end.max(underline.start + 1)),
-        )
+        (out, underline.start..underline.end.min(end.max(underline.start + 1)))
     }
 }
 
@@ -533,11 +451,7 @@ fn masked_unparsed(line: &[u8], at: usize) -> (String, Range<usize>) {
         true => column + 1,
         false => column,
     };
-    let length = if out[column.min(out.len())..].starts_with("***") {
-        3
-    } else {
-        1
-    };
+    let length = if out[column.min(out.len())..].starts_with("***") { 3 } else { 1 };
     (out, column..column + length)
 }
 
@@ -569,11 +483,7 @@ fn known_beginning(line: &[u8]) -> Option<usize> {
             if opened == 0 {
                 return (skip(&mut at, b"=", 1) == 1).then_some(at);
             }
-            return Some(if skip(&mut at, b"]", 2) > 0 {
-                at
-            } else {
-                word_end
-            });
+            return Some(if skip(&mut at, b"]", 2) > 0 { at } else { word_end });
         }
     }
 }
@@ -606,10 +516,7 @@ fn tokens(text: &str) -> Vec<(Span, Token)> {
 }
 
 fn run(bytes: &[u8], belongs: impl Fn(u8) -> bool) -> usize {
-    bytes
-        .iter()
-        .position(|b| !belongs(*b))
-        .unwrap_or(bytes.len())
+    bytes.iter().position(|b| !belongs(*b)).unwrap_or(bytes.len())
 }
 
 /// The length of the string at the beginning of `bytes`, quotes included.

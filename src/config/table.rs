@@ -81,28 +81,19 @@ impl Section {
     }
 
     pub(super) fn children(&'static self) -> impl Iterator<Item = &'static Section> {
-        SECTIONS.iter().filter(|section| {
-            section
-                .path
-                .rsplit_once('.')
-                .is_some_and(|(parent, _)| parent == self.path)
-        })
+        SECTIONS.iter().filter(|section| section.path.rsplit_once('.').is_some_and(|(parent, _)| parent == self.path))
     }
 }
 
 /// The sections that stand at the top of a file.
 pub(super) fn top_level() -> impl Iterator<Item = &'static Section> {
-    SECTIONS
-        .iter()
-        .filter(|section| !section.path.contains('.'))
+    SECTIONS.iter().filter(|section| !section.path.contains('.'))
 }
 
 /// Whether `word` is one of our own key or section names, and so cannot be anyone's secret.
 pub(super) fn is_known_word(word: &str) -> bool {
     ["file", "env", "credential"].contains(&word)
-        || SECTIONS
-            .iter()
-            .any(|s| s.name() == word || s.keys.iter().any(|k| k.name == word))
+        || SECTIONS.iter().any(|s| s.name() == word || s.keys.iter().any(|k| k.name == word))
 }
 
 const MINUTE: u64 = 60_000;
@@ -111,36 +102,15 @@ const KIB: u64 = 1 << 10;
 const GIB: u64 = 1 << 30;
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: Some(default),
-        example: default,
-        required: false,
-        doc,
-    }
+    Key { name, kind, default: Some(default), example: default, required: false, doc }
 }
 
 const fn optional(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: None,
-        example,
-        required: false,
-        doc,
-    }
+    Key { name, kind, default: None, example, required: false, doc }
 }
 
 const fn required(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: None,
-        example,
-        required: true,
-        doc,
-    }
+    Key { name, kind, default: None, example, required: true, doc }
 }
 
 /// In the order in which files, schema and reference show them.
@@ -172,24 +142,9 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: true,
         doc: "An address that accepts traffic. Without any: 127.0.0.1:8443 with TLS.",
         keys: &[
-            key(
-                "name",
-                Kind::Name,
-                "\"main\"",
-                "Unique; a label in the metrics.",
-            ),
-            required(
-                "address",
-                Kind::Address,
-                "\"127.0.0.1:8443\"",
-                "IP address and port. Port 0: any free one.",
-            ),
-            key(
-                "tls",
-                Kind::Bool,
-                "true",
-                "Off: HTTP without TLS, allowed on loopback addresses.",
-            ),
+            key("name", Kind::Name, "\"main\"", "Unique; a label in the metrics."),
+            required("address", Kind::Address, "\"127.0.0.1:8443\"", "IP address and port. Port 0: any free one."),
+            key("tls", Kind::Bool, "true", "Off: HTTP without TLS, allowed on loopback addresses."),
             optional(
                 "plaintext",
                 Kind::OneOf(&["i-know"]),
@@ -209,12 +164,7 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: true,
         doc: "A server certificate. Without any: a self-signed one is made in memory at start.",
         keys: &[
-            required(
-                "name",
-                Kind::Name,
-                "\"edge\"",
-                "Unique; a label in the metrics.",
-            ),
+            required("name", Kind::Name, "\"edge\"", "Unique; a label in the metrics."),
             required(
                 "cert_file",
                 Kind::Path,
@@ -240,12 +190,7 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: false,
         doc: "TLS towards clients.",
         keys: &[
-            key(
-                "min_version",
-                Kind::OneOf(&["1.2", "1.3"]),
-                "\"1.2\"",
-                "The oldest version that is spoken.",
-            ),
+            key("min_version", Kind::OneOf(&["1.2", "1.3"]), "\"1.2\"", "The oldest version that is spoken."),
             key(
                 "client_auth",
                 Kind::OneOf(&["none", "optional", "required"]),
@@ -260,10 +205,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key(
                 "reload_interval",
-                Kind::Duration {
-                    min: 1_000,
-                    max: HOUR,
-                },
+                Kind::Duration { min: 1_000, max: HOUR },
                 "\"2s\"",
                 "How often certificate files are looked at.",
             ),
@@ -295,121 +237,67 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "connections",
-                Kind::Integer {
-                    min: 1,
-                    max: 10_000_000,
-                },
+                Kind::Integer { min: 1, max: 10_000_000 },
                 "20000",
                 "Open client connections, all listeners together. Lowered at start to what the descriptor limit allows.",
             ),
             key(
                 "connections_per_address",
-                Kind::Integer {
-                    min: 1,
-                    max: 10_000_000,
-                },
+                Kind::Integer { min: 1, max: 10_000_000 },
                 "1024",
                 "Open connections of one address (IPv6: of one /64).",
             ),
             key(
                 "handshakes_in_flight",
-                Kind::Integer {
-                    min: 1,
-                    max: 1_000_000,
-                },
+                Kind::Integer { min: 1, max: 1_000_000 },
                 "256",
                 "TLS handshakes in flight per worker.",
             ),
-            key(
-                "handshake_timeout",
-                Kind::Duration {
-                    min: 100,
-                    max: MINUTE,
-                },
-                "\"5s\"",
-                "For a TLS handshake.",
-            ),
+            key("handshake_timeout", Kind::Duration { min: 100, max: MINUTE }, "\"5s\"", "For a TLS handshake."),
             key(
                 "head_timeout",
-                Kind::Duration {
-                    min: 100,
-                    max: 5 * MINUTE,
-                },
+                Kind::Duration { min: 100, max: 5 * MINUTE },
                 "\"10s\"",
                 "From the first byte of a request head to its last.",
             ),
             key(
                 "first_request_timeout",
-                Kind::Duration {
-                    min: 100,
-                    max: 5 * MINUTE,
-                },
+                Kind::Duration { min: 100, max: 5 * MINUTE },
                 "\"10s\"",
                 "From the end of the handshake to the first request.",
             ),
             key(
                 "idle_timeout",
-                Kind::Duration {
-                    min: 1_000,
-                    max: HOUR,
-                },
+                Kind::Duration { min: 1_000, max: HOUR },
                 "\"60s\"",
                 "A client connection without a request in flight.",
             ),
             key(
                 "connection_age",
-                Kind::Duration {
-                    min: 10_000,
-                    max: 24 * HOUR,
-                },
+                Kind::Duration { min: 10_000, max: 24 * HOUR },
                 "\"1h\"",
                 "A connection gets no new requests after this age; spread by up to a tenth.",
             ),
             key(
                 "requests_per_connection",
-                Kind::Integer {
-                    min: 1,
-                    max: 10_000_000,
-                },
+                Kind::Integer { min: 1, max: 10_000_000 },
                 "1000",
                 "Requests on one connection; spread by up to a tenth.",
             ),
             key(
                 "streams_per_connection",
-                Kind::Integer {
-                    min: 1,
-                    max: 10_000,
-                },
+                Kind::Integer { min: 1, max: 10_000 },
                 "100",
                 "HTTP/2 streams open at once on one connection.",
             ),
             key(
                 "cancels_per_connection",
-                Kind::Integer {
-                    min: 1,
-                    max: 1_000_000,
-                },
+                Kind::Integer { min: 1, max: 1_000_000 },
                 "100",
                 "Requests that a client gives up on one connection within 30 s before it is told to go away.",
             ),
-            key(
-                "head_bytes",
-                Kind::Size {
-                    min: 8 * KIB,
-                    max: 256 * KIB,
-                },
-                "\"64KiB\"",
-                "Size of one request head.",
-            ),
-            key(
-                "head_fields",
-                Kind::Integer {
-                    min: 16,
-                    max: 1_000,
-                },
-                "100",
-                "Header fields of one request.",
-            ),
+            key("head_bytes", Kind::Size { min: 8 * KIB, max: 256 * KIB }, "\"64KiB\"", "Size of one request head."),
+            key("head_fields", Kind::Integer { min: 16, max: 1_000 }, "100", "Header fields of one request."),
             key(
                 "body_rate_min",
                 Kind::Size { min: 0, max: GIB },
@@ -418,37 +306,25 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             key(
                 "body_grace",
-                Kind::Duration {
-                    min: 1_000,
-                    max: HOUR,
-                },
+                Kind::Duration { min: 1_000, max: HOUR },
                 "\"30s\"",
                 "The time over which `body_rate_min` is averaged.",
             ),
             key(
                 "write_stall",
-                Kind::Duration {
-                    min: 1_000,
-                    max: HOUR,
-                },
+                Kind::Duration { min: 1_000, max: HOUR },
                 "\"60s\"",
                 "A client that accepts no byte for this long while bytes wait is dropped.",
             ),
             key(
                 "body_bytes",
-                Kind::Size {
-                    min: KIB,
-                    max: 1024 * GIB,
-                },
+                Kind::Size { min: KIB, max: 1024 * GIB },
                 "\"32MiB\"",
                 "Size of a request body on JSON routes.",
             ),
             key(
                 "upload_bytes",
-                Kind::Size {
-                    min: KIB,
-                    max: 1024 * GIB,
-                },
+                Kind::Size { min: KIB, max: 1024 * GIB },
                 "\"512MiB\"",
                 "Size of a request body on upload routes (files, audio, images, batches).",
             ),
@@ -461,19 +337,13 @@ pub(super) const SECTIONS: &[Section] = &[
         keys: &[
             key(
                 "grace",
-                Kind::Duration {
-                    min: 0,
-                    max: 10 * MINUTE,
-                },
+                Kind::Duration { min: 0, max: 10 * MINUTE },
                 "\"5s\"",
                 "Between \"not ready\" and the end of accepting, so that load balancers notice.",
             ),
             key(
                 "deadline",
-                Kind::Duration {
-                    min: 0,
-                    max: 24 * HOUR,
-                },
+                Kind::Duration { min: 0, max: 24 * HOUR },
                 "\"10m\"",
                 "From the signal until open streams are cut; not below `grace`.",
             ),
@@ -485,12 +355,7 @@ pub(super) const SECTIONS: &[Section] = &[
         doc: "Counts and durations for Prometheus at /metrics; never content.",
         keys: &[
             key("enabled", Kind::Bool, "true", "Off: no such listener."),
-            key(
-                "address",
-                Kind::Address,
-                "\"127.0.0.1:9464\"",
-                "An address that is not loopback should have a token.",
-            ),
+            key("address", Kind::Address, "\"127.0.0.1:9464\"", "An address that is not loopback should have a token."),
             optional(
                 "token",
                 Kind::Secret,
@@ -505,12 +370,7 @@ pub(super) const SECTIONS: &[Section] = &[
         doc: "Health, readiness and drain, for this machine only.",
         keys: &[
             key("enabled", Kind::Bool, "true", "Off: no such listener."),
-            key(
-                "address",
-                Kind::Address,
-                "\"127.0.0.1:9465\"",
-                "A loopback address.",
-            ),
+            key("address", Kind::Address, "\"127.0.0.1:9465\"", "A loopback address."),
         ],
     },
     Section {
@@ -518,12 +378,7 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: false,
         doc: "Events on standard error: labels and numbers, never content. No level shows more than that.",
         keys: &[
-            key(
-                "format",
-                Kind::OneOf(&["text", "json"]),
-                "\"text\"",
-                "How a line looks.",
-            ),
+            key("format", Kind::OneOf(&["text", "json"]), "\"text\"", "How a line looks."),
             key(
                 "level",
                 Kind::OneOf(&["error", "warn", "info"]),
@@ -537,23 +392,10 @@ pub(super) const SECTIONS: &[Section] = &[
         repeated: true,
         doc: "A provider's API. At least one; at one address (`url`) or several ([[upstream.endpoint]]).",
         keys: &[
-            required(
-                "name",
-                Kind::Name,
-                "\"openai\"",
-                "Unique; a label in the metrics. `none` is taken.",
-            ),
+            required("name", Kind::Name, "\"openai\"", "Unique; a label in the metrics. `none` is taken."),
             required(
                 "provider",
-                Kind::OneOf(&[
-                    "openai",
-                    "anthropic",
-                    "gemini",
-                    "vertex",
-                    "bedrock",
-                    "azure",
-                    "compatible",
-                ]),
+                Kind::OneOf(&["openai", "anthropic", "gemini", "vertex", "bedrock", "azure", "compatible"]),
                 "\"openai\"",
                 "Whose API it is. `compatible`: any other service that speaks OpenAI's.",
             ),
@@ -569,12 +411,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"/openai\"",
                 "Paths below it lead here, without it. Default: `/` and the name. Empty: only `hosts` and bare paths lead here.",
             ),
-            key(
-                "hosts",
-                Kind::List(&Kind::Host),
-                "[]",
-                "Host names that lead here with the path as it is.",
-            ),
+            key("hosts", Kind::List(&Kind::Host), "[]", "Host names that lead here with the path as it is."),
             key(
                 "bare",
                 Kind::Bool,
@@ -599,48 +436,23 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"internal-ca.pem\"",
                 "PEM file: only these authorities are trusted. Default: the Mozilla list that is compiled in.",
             ),
-            key(
-                "connections",
-                Kind::Integer {
-                    min: 1,
-                    max: 65_535,
-                },
-                "1024",
-                "Connections per worker and endpoint.",
-            ),
-            key(
-                "connect_timeout",
-                Kind::Duration {
-                    min: 100,
-                    max: MINUTE,
-                },
-                "\"5s\"",
-                "DNS, TCP and TLS together.",
-            ),
+            key("connections", Kind::Integer { min: 1, max: 65_535 }, "1024", "Connections per worker and endpoint."),
+            key("connect_timeout", Kind::Duration { min: 100, max: MINUTE }, "\"5s\"", "DNS, TCP and TLS together."),
             key(
                 "head_timeout",
-                Kind::Duration {
-                    min: 1_000,
-                    max: 24 * HOUR,
-                },
+                Kind::Duration { min: 1_000, max: 24 * HOUR },
                 "\"15m\"",
                 "From the request's end (or the last byte sent) to the response head.",
             ),
             key(
                 "silence_timeout",
-                Kind::Duration {
-                    min: 1_000,
-                    max: 24 * HOUR,
-                },
+                Kind::Duration { min: 1_000, max: 24 * HOUR },
                 "\"15m\"",
                 "Longest silence within a stream.",
             ),
             key(
                 "idle_timeout",
-                Kind::Duration {
-                    min: 1_000,
-                    max: HOUR,
-                },
+                Kind::Duration { min: 1_000, max: HOUR },
                 "\"30s\"",
                 "A pooled connection without a request in flight.",
             ),
@@ -658,10 +470,7 @@ pub(super) const SECTIONS: &[Section] = &[
             ),
             optional(
                 "body_bytes",
-                Kind::Size {
-                    min: KIB,
-                    max: 1024 * GIB,
-                },
+                Kind::Size { min: KIB, max: 1024 * GIB },
                 "\"64MiB\"",
                 "Replaces the body sizes of [limits] for this upstream.",
             ),
@@ -678,12 +487,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"https://eu.api.openai.com\"",
                 "https://host[:port][/path]. http:// only for `localhost`, loopback and private addresses.",
             ),
-            key(
-                "weight",
-                Kind::Integer { min: 1, max: 1_000 },
-                "1",
-                "Share of new requests among healthy endpoints.",
-            ),
+            key("weight", Kind::Integer { min: 1, max: 1_000 }, "1", "Share of new requests among healthy endpoints."),
         ],
     },
 ];
@@ -691,10 +495,7 @@ pub(super) const SECTIONS: &[Section] = &[
 impl Kind {
     /// Whether the value is a text that `parse` checks and keeps as text.
     pub(super) fn is_text(&self) -> bool {
-        matches!(
-            self,
-            Self::Cidr | Self::Host | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl
-        )
+        matches!(self, Self::Cidr | Self::Host | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl)
     }
 
     /// "must be ...".
@@ -720,9 +521,7 @@ impl Kind {
             }
             Self::Path => "a path in quotes".to_owned(),
             Self::Prefix => "a path such as \"/openai\"".to_owned(),
-            Self::Secret => {
-                "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned()
-            }
+            Self::Secret => "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned(),
             Self::Size { min, max } => format!(
                 "a size from {} to {}: a number of bytes, or such as \"64KiB\" or \"32MiB\"",
                 size_text(*min),

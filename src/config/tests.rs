@@ -8,10 +8,7 @@ use super::table::{Kind, SECTIONS};
 use super::*;
 
 fn read(text: &str) -> Result<Loaded, Report> {
-    let surroundings = Surroundings {
-        base_dir: Path::new("/nonexistent"),
-        variable: &|_| None,
-    };
+    let surroundings = Surroundings { base_dir: Path::new("/nonexistent"), variable: &|_| None };
     Config::from_surroundings(text, "nullhop.toml", &surroundings)
 }
 
@@ -33,11 +30,7 @@ fn ok(text: &str) -> Loaded {
 
 /// The messages alone, in order.
 fn messages(text: &str) -> Vec<String> {
-    report(text)
-        .lines()
-        .filter_map(|line| line.strip_prefix("error: "))
-        .map(str::to_owned)
-        .collect()
+    report(text).lines().filter_map(|line| line.strip_prefix("error: ")).map(str::to_owned).collect()
 }
 
 /// A folder that is gone when the test is.
@@ -165,67 +158,25 @@ error: `url` in [[upstream]] must not hold a user name or a password (`@`)
     assert_eq!(json["count"], 10);
     assert_eq!(json["problems"][0]["line"], 3);
     assert_eq!(json["problems"][0]["column"], 11);
-    assert_eq!(
-        json["problems"][5]["message"],
-        "`token` in [metrics] is a secret and must not stand in this file"
-    );
+    assert_eq!(json["problems"][5]["message"], "`token` in [metrics] is a secret and must not stand in this file");
 }
 
 #[test]
 fn suggestions() {
     for (text, expected) in [
-        (
-            "[limit]\nx = 1",
-            "unknown section `limit`, did you mean [limits]?",
-        ),
-        (
-            "[listner]\nx = 1",
-            "unknown section `listner`, did you mean [[listener]]?",
-        ),
-        (
-            "[limits]\nidle-timeout = 1",
-            "unknown key `idle-timeout` in [limits], did you mean `idle_timeout`?",
-        ),
-        (
-            "[limits]\nIdle_Timeot = 1",
-            "unknown key `Idle_Timeot` in [limits], did you mean `idle_timeout`?",
-        ),
-        (
-            "[limits]\ngrace = 1",
-            "unknown key `grace` in [limits], it belongs in [drain]",
-        ),
-        (
-            "workers = 1",
-            "unknown key `workers` above the first section, it belongs in [runtime]",
-        ),
-        (
-            "[limits]\nwhatever = 1",
-            "unknown key `whatever` in [limits]",
-        ),
-        (
-            "[limits]\n\"with space\" = 1",
-            "unknown key `***` in [limits]",
-        ),
-        (
-            "[limits]\nsk-ant-api03-81 = 1",
-            "unknown key `***` in [limits]",
-        ),
-        (
-            "[log]\nlevel = \"warning\"",
-            "`level` in [log] must be one of `error`, `warn`, `info`",
-        ),
-        (
-            "[log]\nlevel = \"inof\"",
-            "`level` in [log] must be one of `error`, `warn`, `info`; did you mean `info`?",
-        ),
-        (
-            "[listener]\naddress = \"[::1]:1\"",
-            "`listener` may be there several times: write [[listener]]",
-        ),
-        (
-            "[[limits]]\n[[limits]]",
-            "`limits` is there once: write [limits]",
-        ),
+        ("[limit]\nx = 1", "unknown section `limit`, did you mean [limits]?"),
+        ("[listner]\nx = 1", "unknown section `listner`, did you mean [[listener]]?"),
+        ("[limits]\nidle-timeout = 1", "unknown key `idle-timeout` in [limits], did you mean `idle_timeout`?"),
+        ("[limits]\nIdle_Timeot = 1", "unknown key `Idle_Timeot` in [limits], did you mean `idle_timeout`?"),
+        ("[limits]\ngrace = 1", "unknown key `grace` in [limits], it belongs in [drain]"),
+        ("workers = 1", "unknown key `workers` above the first section, it belongs in [runtime]"),
+        ("[limits]\nwhatever = 1", "unknown key `whatever` in [limits]"),
+        ("[limits]\n\"with space\" = 1", "unknown key `***` in [limits]"),
+        ("[limits]\nsk-ant-api03-81 = 1", "unknown key `***` in [limits]"),
+        ("[log]\nlevel = \"warning\"", "`level` in [log] must be one of `error`, `warn`, `info`"),
+        ("[log]\nlevel = \"inof\"", "`level` in [log] must be one of `error`, `warn`, `info`; did you mean `info`?"),
+        ("[listener]\naddress = \"[::1]:1\"", "`listener` may be there several times: write [[listener]]"),
+        ("[[limits]]\n[[limits]]", "`limits` is there once: write [limits]"),
         ("limits = 5", "`limits` is a section: write [limits]"),
         (
             "[metrics]\ntoken = { fil = \"x\" }",
@@ -241,12 +192,7 @@ fn suggestions() {
     // A number where a secret belongs may be one.
     assert!(!report(&with_upstream("[metrics]\ntoken = 31337")).contains("31337"));
     // A mistyped section or key is one problem, not also a missing one.
-    assert_eq!(
-        report("[[upstreams]]\nname = \"a\"")
-            .matches("error:")
-            .count(),
-        1
-    );
+    assert_eq!(report("[[upstreams]]\nname = \"a\"").matches("error:").count(), 1);
 }
 
 #[test]
@@ -258,14 +204,8 @@ fn rules_across_keys() {
             format!("{listener}\"0.0.0.0:80\"\ntls = false"),
             "`tls = false` in [[listener]] is for loopback addresses: keys and content would cross the network readable",
         ),
-        (
-            format!("{listener}\"[::1]:1\"\n{listener}\"[::1]:2\""),
-            "`name` in [[listener]] must be unique",
-        ),
-        (
-            format!("{listener}\"127.0.0.1:9464\""),
-            "`address` in [metrics] must be unique, the same as on line 2",
-        ),
+        (format!("{listener}\"[::1]:1\"\n{listener}\"[::1]:2\""), "`name` in [[listener]] must be unique"),
+        (format!("{listener}\"127.0.0.1:9464\""), "`address` in [metrics] must be unique, the same as on line 2"),
         (
             format!("{listener}\"localhost:80\""),
             "`address` in [[listener]] must be an IP address and a port, such as 127.0.0.1:8443 or [::1]:8443",
@@ -304,9 +244,7 @@ fn rules_across_keys() {
             "`protocol` in [[upstream]] cannot be `h2` with an http:// URL: HTTP/2 is agreed on inside TLS, and prior knowledge (h2c) is not spoken",
         ),
         (
-            format!(
-                "{upstream}\"a\"\nurl = \"https://a.example\"\n[[upstream.endpoint]]\nurl = \"https://b.example\""
-            ),
+            format!("{upstream}\"a\"\nurl = \"https://a.example\"\n[[upstream.endpoint]]\nurl = \"https://b.example\""),
             "`url` in [[upstream]] stands beside [[upstream.endpoint]]: write one or the other",
         ),
         (
@@ -329,31 +267,25 @@ fn rules_across_keys() {
             "[metrics]\ntoken = { credential = \"x\" }".to_owned(),
             "`token` in [metrics] names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?",
         ),
-        (
-            "[metrics]\ntoken = { file = \"x\" }".to_owned(),
-            "the file of `token` in [metrics] does not exist",
-        ),
+        ("[metrics]\ntoken = { file = \"x\" }".to_owned(), "the file of `token` in [metrics] does not exist"),
     ] {
         let got = messages(&with_upstream(&text));
         assert_eq!(got.len(), 1, "{text}\n{got:?}");
         assert!(got[0].starts_with(expected), "{text}\n{got:?}");
     }
-    assert_eq!(
-        messages(""),
-        ["there is no [[upstream]], so nothing to relay to"]
-    );
-    ok(&format!(
-        "{listener}\"0.0.0.0:80\"\ntls = false\nplaintext = \"i-know\""
-    ));
+    assert_eq!(messages(""), ["there is no [[upstream]], so nothing to relay to"]);
+    ok(&format!("{listener}\"0.0.0.0:80\"\ntls = false\nplaintext = \"i-know\""));
     ok(&format!("{listener}\"127.0.0.1:80\"\ntls = false"));
     ok("[drain]\ngrace = \"0s\"\ndeadline = \"0s\"");
     let off = ok("[metrics]\nenabled = false\n[admin]\nenabled = false").config;
     assert!(off.metrics.is_none() && off.admin.is_none());
     let open = ok("[metrics]\naddress = \"0.0.0.0:9464\"");
     assert_eq!(open.warnings.len(), 1);
-    assert!(open.warnings[0].to_string().starts_with(
-        "warning: [metrics] is open to the network without a `token`\n  --> nullhop.toml:2:11\n"
-    ));
+    assert!(
+        open.warnings[0]
+            .to_string()
+            .starts_with("warning: [metrics] is open to the network without a `token`\n  --> nullhop.toml:2:11\n")
+    );
 }
 
 #[test]
@@ -373,30 +305,15 @@ fn values_arrive() {
     assert_eq!(config.limits.connections, 5000);
     assert_eq!(config.limits.body_grace, Duration::from_secs(90));
     assert_eq!(config.hosts, ["edge.example.com"]);
-    assert_eq!(
-        config.public_url.as_deref(),
-        Some("https://edge.example.com")
-    );
+    assert_eq!(config.public_url.as_deref(), Some("https://edge.example.com"));
     assert_eq!(config.listeners[0].proxy_protocol_from, ["10.0.0.0/8"]);
     let upstream = &config.upstreams[0];
-    assert!(
-        upstream.prefix.is_none() && upstream.websocket && upstream.privacy == Privacy::Session
-    );
-    assert_eq!(
-        (upstream.hosts[0].as_str(), upstream.body_bytes),
-        ("b.example", Some(4096))
-    );
-    let endpoints: Vec<_> = upstream
-        .endpoints
-        .iter()
-        .map(|e| (e.to_string(), e.weight))
-        .collect();
+    assert!(upstream.prefix.is_none() && upstream.websocket && upstream.privacy == Privacy::Session);
+    assert_eq!((upstream.hosts[0].as_str(), upstream.body_bytes), ("b.example", Some(4096)));
+    let endpoints: Vec<_> = upstream.endpoints.iter().map(|e| (e.to_string(), e.weight)).collect();
     assert_eq!(
         endpoints,
-        [
-            ("https://x.openai.azure.com".to_owned(), 3),
-            ("https://y.openai.azure.com:8443/p".to_owned(), 1)
-        ]
+        [("https://x.openai.azure.com".to_owned(), 3), ("https://y.openai.azure.com:8443/p".to_owned(), 1)]
     );
 }
 
@@ -415,10 +332,7 @@ fn secrets() {
         "TOKEN" => Some(OsString::from("t0ken")),
         _ => None,
     };
-    let surroundings = Surroundings {
-        base_dir: &folder.0,
-        variable: &variable,
-    };
+    let surroundings = Surroundings { base_dir: &folder.0, variable: &variable };
     let token = |form: &str| {
         let text = with_upstream(&format!("[metrics]\ntoken = {form}"));
         Config::from_surroundings(&text, "nullhop.toml", &surroundings)
@@ -437,34 +351,13 @@ fn secrets() {
         assert!(!loaded.shown.contains("t0ken"));
     }
     for (form, expected) in [
-        (
-            "{ file = \"empty\" }",
-            "the file of `token` in [metrics] is empty",
-        ),
-        (
-            "{ file = \"long\" }",
-            "the file of `token` in [metrics] is larger than 64 KiB",
-        ),
-        (
-            "{ file = \".\" }",
-            "the file of `token` in [metrics] is not a regular file",
-        ),
-        (
-            "{ file = \"spaces\" }",
-            "`token` in [metrics] must be printable ASCII",
-        ),
-        (
-            "{ credential = \"../good\" }",
-            "`token` in [metrics] must be { file",
-        ),
-        (
-            "{ env = \"TO KEN\" }",
-            "`token` in [metrics] must be { file",
-        ),
-        (
-            "{ env = \"A\", file = \"b\" }",
-            "`token` in [metrics] must be { file",
-        ),
+        ("{ file = \"empty\" }", "the file of `token` in [metrics] is empty"),
+        ("{ file = \"long\" }", "the file of `token` in [metrics] is larger than 64 KiB"),
+        ("{ file = \".\" }", "the file of `token` in [metrics] is not a regular file"),
+        ("{ file = \"spaces\" }", "`token` in [metrics] must be printable ASCII"),
+        ("{ credential = \"../good\" }", "`token` in [metrics] must be { file"),
+        ("{ env = \"TO KEN\" }", "`token` in [metrics] must be { file"),
+        ("{ env = \"A\", file = \"b\" }", "`token` in [metrics] must be { file"),
         ("{}", "`token` in [metrics] must be { file"),
     ] {
         let report = token(form).err().unwrap().to_string();
@@ -475,15 +368,10 @@ fn secrets() {
         "[[certificate]]\nname = \"a\"\ncert_file = \"edge.crt\"\nkey = { file = \"good\" }\n\
          [[certificate]]\nname = \"b\"\ncert_file = \"edge.crt\"\nkey = { credential = \"good\" }",
     );
-    let config = Config::from_surroundings(&text, "nullhop.toml", &surroundings)
-        .unwrap_or_else(|r| panic!("{r}"))
-        .config;
-    assert!(
-        matches!(&config.certificates[0].key, KeySource::File(path) if *path == folder.0.join("good"))
-    );
-    assert!(
-        matches!(&config.certificates[1].key, KeySource::Inline(key) if key.expose() == b"t0ken")
-    );
+    let config =
+        Config::from_surroundings(&text, "nullhop.toml", &surroundings).unwrap_or_else(|r| panic!("{r}")).config;
+    assert!(matches!(&config.certificates[0].key, KeySource::File(path) if *path == folder.0.join("good")));
+    assert!(matches!(&config.certificates[1].key, KeySource::Inline(key) if key.expose() == b"t0ken"));
     assert!(config.certificates[0].default && !config.certificates[1].default);
 }
 
@@ -493,14 +381,7 @@ fn files() {
     folder.write("good.toml", BUILT_IN.as_bytes(), 0o644);
     folder.write("binary.toml", b"[node]\npop = \"\xff\"", 0o644);
     folder.write("large.toml", &vec![b'\n'; (1 << 20) + 1], 0o644);
-    assert_eq!(
-        Config::load(&folder.0.join("good.toml"))
-            .unwrap_or_else(|r| panic!("{r}"))
-            .config
-            .upstreams
-            .len(),
-        5
-    );
+    assert_eq!(Config::load(&folder.0.join("good.toml")).unwrap_or_else(|r| panic!("{r}")).config.upstreams.len(), 5);
     for (name, expected) in [
         ("binary.toml", "this file is not UTF-8"),
         ("large.toml", "this file is larger than 1 MiB"),
@@ -508,12 +389,7 @@ fn files() {
         (".", "this file cannot be read"),
     ] {
         let report = Config::load(&folder.0.join(name)).err().unwrap();
-        assert!(
-            report
-                .to_string()
-                .ends_with(&format!("1 problem\nerror: {expected}\n")),
-            "{report}"
-        );
+        assert!(report.to_string().ends_with(&format!("1 problem\nerror: {expected}\n")), "{report}");
     }
 }
 
@@ -525,73 +401,26 @@ fn built_in_round_trip() {
     let upstreams: Vec<_> = config
         .upstreams
         .iter()
-        .map(|u| {
-            (
-                u.name.as_str(),
-                u.prefix.as_deref().unwrap(),
-                u.bare,
-                u.websocket,
-                u.endpoints[0].to_string(),
-            )
-        })
+        .map(|u| (u.name.as_str(), u.prefix.as_deref().unwrap(), u.bare, u.websocket, u.endpoints[0].to_string()))
         .collect();
     let expected = [
         ("openai", "/openai", true, true, "https://api.openai.com"),
-        (
-            "anthropic",
-            "/anthropic",
-            true,
-            false,
-            "https://api.anthropic.com",
-        ),
-        (
-            "gemini",
-            "/gemini",
-            true,
-            true,
-            "https://generativelanguage.googleapis.com",
-        ),
-        (
-            "deepseek",
-            "/deepseek",
-            false,
-            false,
-            "https://api.deepseek.com",
-        ),
-        (
-            "openrouter",
-            "/openrouter",
-            false,
-            false,
-            "https://openrouter.ai/api",
-        ),
+        ("anthropic", "/anthropic", true, false, "https://api.anthropic.com"),
+        ("gemini", "/gemini", true, true, "https://generativelanguage.googleapis.com"),
+        ("deepseek", "/deepseek", false, false, "https://api.deepseek.com"),
+        ("openrouter", "/openrouter", false, false, "https://openrouter.ai/api"),
     ];
-    assert_eq!(
-        upstreams,
-        expected.map(|(n, p, b, w, url)| (n, p, b, w, url.to_owned()))
-    );
+    assert_eq!(upstreams, expected.map(|(n, p, b, w, url)| (n, p, b, w, url.to_owned())));
     assert_eq!(config.listeners[0].address.to_string(), "127.0.0.1:8443");
     assert!(config.listeners[0].tls);
-    assert_eq!(
-        config.metrics.as_ref().unwrap().address.to_string(),
-        "127.0.0.1:9464"
-    );
-    assert_eq!(
-        config.admin.as_ref().unwrap().address.to_string(),
-        "127.0.0.1:9465"
-    );
+    assert_eq!(config.metrics.as_ref().unwrap().address.to_string(), "127.0.0.1:9464");
+    assert_eq!(config.admin.as_ref().unwrap().address.to_string(), "127.0.0.1:9465");
 
     // What is shown is a configuration, and the same one.
     let again = read(&loaded.shown).unwrap_or_else(|report| panic!("{report}"));
     assert_eq!(again.shown, loaded.shown);
     assert_eq!(again.config.fingerprint, config.fingerprint);
-    assert_eq!(
-        read(BUILT_IN)
-            .unwrap_or_else(|r| panic!("{r}"))
-            .config
-            .fingerprint,
-        config.fingerprint
-    );
+    assert_eq!(read(BUILT_IN).unwrap_or_else(|r| panic!("{r}")).config.fingerprint, config.fingerprint);
 }
 
 #[test]
@@ -610,11 +439,7 @@ fn fingerprint_is_of_the_values() {
     ] {
         assert_eq!(of(same), plain, "{same}");
     }
-    for other in [
-        "[limits]\nidle_timeout = \"2m\"",
-        "[runtime]\nworkers = 1",
-        "[log]\nlevel = \"warn\"",
-    ] {
+    for other in ["[limits]\nidle_timeout = \"2m\"", "[runtime]\nworkers = 1", "[log]\nlevel = \"warn\""] {
         assert_ne!(of(other), plain, "{other}");
     }
 }
@@ -623,11 +448,7 @@ fn fingerprint_is_of_the_values() {
 fn every_default_and_example_is_valid() {
     for section in SECTIONS {
         for key in section.keys {
-            assert!(
-                key.default.is_none_or(|text| text == key.example),
-                "{}",
-                key.name
-            );
+            assert!(key.default.is_none_or(|text| text == key.example), "{}", key.name);
             assert!(!(key.required && key.default.is_some()), "{}", key.name);
         }
     }
@@ -641,8 +462,7 @@ fn every_default_and_example_is_valid() {
         .collect();
     let mut faults = Vec::new();
     let raw = parse::parse(&text, &mut faults).unwrap_or_else(|_| panic!("not TOML: {text}"));
-    let report = (!faults.is_empty())
-        .then(|| Report::new("init", &Lines::parsed(&text, raw.showable), faults));
+    let report = (!faults.is_empty()).then(|| Report::new("init", &Lines::parsed(&text, raw.showable), faults));
     assert!(report.is_none(), "{}", report.unwrap());
     for section in SECTIONS {
         assert!(text.contains(&format!("\n{}\n", section.header())));
@@ -664,10 +484,7 @@ fn schema_lists_every_key() {
     let schema = describe::schema();
     let again: serde_json::Value = serde_json::from_str(&format!("{schema:#}")).unwrap();
     assert_eq!(again, schema);
-    assert_eq!(
-        schema["$schema"],
-        "https://json-schema.org/draft/2020-12/schema"
-    );
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     for section in SECTIONS {
         let mut at = &schema;
         for part in section.path.split('.') {
@@ -678,19 +495,11 @@ fn schema_lists_every_key() {
         }
         assert_eq!(at["additionalProperties"], false, "{}", section.path);
         let children = section.children().count();
-        assert_eq!(
-            at["properties"].as_object().unwrap().len(),
-            section.keys.len() + children
-        );
+        assert_eq!(at["properties"].as_object().unwrap().len(), section.keys.len() + children);
         for key in section.keys {
             let schema = &at["properties"][key.name];
             assert_eq!(schema["description"], key.doc, "{}", key.name);
-            assert_eq!(
-                schema.get("default").is_some(),
-                key.default.is_some(),
-                "{}",
-                key.name
-            );
+            assert_eq!(schema.get("default").is_some(), key.default.is_some(), "{}", key.name);
             if let Kind::OneOf(words) = key.kind {
                 assert_eq!(schema["enum"], serde_json::json!(words));
             }
@@ -704,13 +513,7 @@ fn schema_lists_every_key() {
 #[test]
 fn providers_are_those_of_the_code() {
     let upstream = SECTIONS.iter().find(|s| s.path == "upstream").unwrap();
-    let Kind::OneOf(words) = upstream
-        .keys
-        .iter()
-        .find(|k| k.name == "provider")
-        .unwrap()
-        .kind
-    else {
+    let Kind::OneOf(words) = upstream.keys.iter().find(|k| k.name == "provider").unwrap().kind else {
         panic!("provider is a closed list");
     };
     let provider: Vec<_> = Provider::ALL.iter().map(|p| p.as_str()).collect();
@@ -727,10 +530,7 @@ fn reference_page_is_up_to_date() {
         fs::write(&path, &expected).unwrap();
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == expected,
-        "docs/configuration.md is old: set NULLHOP_BLESS=1 and run this test"
-    );
+    assert!(found == expected, "docs/configuration.md is old: set NULLHOP_BLESS=1 and run this test");
 }
 
 #[test]
@@ -743,14 +543,8 @@ fn syntax_errors_show_no_more_than_our_own_words() {
         ("[metrics]\ntoken = \"sesame", " 2 | token = ***\n"),
         ("[metrics]\nsesame", " 2 | ***\n"),
         ("[sesame", " 1 | ***\n"),
-        (
-            "[limits]\nhead_fields = 1\nhead_fields = 2",
-            " 3 | head_fields = ***\n",
-        ),
-        (
-            "[log]\nlevel = \"info\" sesame # sesame",
-            " 2 | level = ***\n",
-        ),
+        ("[limits]\nhead_fields = 1\nhead_fields = 2", " 3 | head_fields = ***\n"),
+        ("[log]\nlevel = \"info\" sesame # sesame", " 2 | level = ***\n"),
         ("[metrics]\ntoken = \"\"\"\nsesame\nopen sesame", "***"),
     ] {
         let report = report(text);
@@ -778,10 +572,7 @@ sesame sesame"""
 provider = 'sesame'
 "##;
     let report = report(text);
-    assert!(
-        !report.contains("sesame") && !report.contains("12345") && !report.contains("1979"),
-        "{report}"
-    );
+    assert!(!report.contains("sesame") && !report.contains("12345") && !report.contains("1979"), "{report}");
     for line in [
         r#" 3 | wrong = { *** = "***", *** = "***", "***" = [***, "***"], *** = *** }"#,
         r#" 4 | pop = "***""#,
@@ -798,9 +589,7 @@ provider = 'sesame'
 #[test]
 fn a_thousand_problems_are_counted_and_a_hundred_shown() {
     let many: String = (0..1000).map(|n| format!("x{n} = 1\n")).collect();
-    let report = read(&with_upstream(&format!("[limits]\n{many}")))
-        .err()
-        .unwrap();
+    let report = read(&with_upstream(&format!("[limits]\n{many}"))).err().unwrap();
     assert_eq!(report.problems(), 1000);
     let text = report.to_string();
     assert_eq!(text.matches("error: ").count(), 100);
@@ -860,10 +649,7 @@ fn assert_no_canary(said: &str, text: &str) {
 #[test]
 fn mutated_files_never_panic_and_never_leak() {
     let variable = |_: &str| Some(OsString::from(CANARY));
-    let surroundings = Surroundings {
-        base_dir: Path::new("/nonexistent"),
-        variable: &variable,
-    };
+    let surroundings = Surroundings { base_dir: Path::new("/nonexistent"), variable: &variable };
     let check = |text: &str| match Config::from_surroundings(text, "nullhop.toml", &surroundings) {
         Ok(loaded) => {
             for warning in &loaded.warnings {

@@ -43,9 +43,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
 
 /// `1024B`, `64KiB`, `32MiB`, `1GiB`, or a bare number of bytes.
 pub(super) fn size(text: &str) -> Option<u64> {
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let shift = match unit {
         "" | "B" => 0,
@@ -55,9 +53,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
         _ => return None,
     };
     let number: u64 = number.parse().ok()?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes <= INTEGER_MAX)
+    number.checked_mul(1 << shift).filter(|bytes| *bytes <= INTEGER_MAX)
 }
 
 /// The shortest way to write `bytes`.
@@ -74,17 +70,13 @@ pub(super) fn size_text(bytes: u64) -> String {
 pub(super) fn name(text: &str) -> Result<(), &'static str> {
     let ok = text.len() <= 32
         && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    ok.then_some(())
-        .ok_or("must be a name: 1 to 32 of a-z, 0-9 and `-`, a letter first")
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    ok.then_some(()).ok_or("must be a name: 1 to 32 of a-z, 0-9 and `-`, a letter first")
 }
 
 /// An address literal with a port.
 pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse()
-        .map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8443 or [::1]:8443")
+    text.parse().map_err(|_| "must be an IP address and a port, such as 127.0.0.1:8443 or [::1]:8443")
 }
 
 /// Whether only this machine can reach `ip`.
@@ -121,9 +113,7 @@ fn any_host(text: &str) -> Option<Host> {
     let lower = text.to_ascii_lowercase();
     let label_ok = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
@@ -177,8 +167,7 @@ fn url(text: &str) -> Result<(bool, Host, u16, String), &'static str> {
             .filter(|port: &u16| *port > 0 && digits.bytes().all(|b| b.is_ascii_digit()))
             .ok_or("must have a port from 1 to 65535 after the `:`")?,
     };
-    let host = any_host(host)
-        .ok_or("must name a host: a DNS name, an IPv4 address or an IPv6 address in brackets")?;
+    let host = any_host(host).ok_or("must name a host: a DNS name, an IPv4 address or an IPv6 address in brackets")?;
     Ok((tls, host, port, base_path(path)?))
 }
 
@@ -186,35 +175,24 @@ fn base_path(path: &str) -> Result<String, &'static str> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let segment_ok = |segment: &str| {
         !matches!(segment, "" | "." | "..")
-            && segment
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b))
+            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b))
     };
     let ok = path.is_empty() || path[1..].split('/').all(segment_ok);
-    ok.then(|| path.to_owned())
-        .ok_or("must have a plain path: no empty or dot segments, no escapes, no spaces")
+    ok.then(|| path.to_owned()).ok_or("must have a plain path: no empty or dot segments, no escapes, no spaces")
 }
 
 /// An upstream's address. Plain HTTP is for this machine and private networks.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
     let (tls, host, port, base_path) = url(text)?;
     if !tls && !is_near(&host) {
-        return Err(
-            "must use https://: plain http:// is for `localhost`, loopback and private addresses",
-        );
+        return Err("must use https://: plain http:// is for `localhost`, loopback and private addresses");
     }
     let host = match host {
         Host::Name(name) => name,
         Host::V4(ip) => ip.to_string(),
         Host::V6(ip) => ip.to_string(),
     };
-    Ok(Endpoint {
-        tls,
-        host,
-        port,
-        base_path,
-        weight: 1,
-    })
+    Ok(Endpoint { tls, host, port, base_path, weight: 1 })
 }
 
 /// As a URL, without the default port.
@@ -252,15 +230,10 @@ pub(super) fn public_url(text: &str) -> Result<String, &'static str> {
 pub(super) fn prefix(text: &str) -> Result<(), &'static str> {
     let segment_ok = |segment: &str| {
         !matches!(segment, "" | "." | "..")
-            && segment
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+            && segment.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
     };
-    let ok = text.is_empty()
-        || (text.len() <= 128 && text.starts_with('/') && text[1..].split('/').all(segment_ok));
-    ok.then_some(()).ok_or(
-        "must be a path such as /openai: letters, digits and -._~ between slashes, none at the end",
-    )
+    let ok = text.is_empty() || (text.len() <= 128 && text.starts_with('/') && text[1..].split('/').all(segment_ok));
+    ok.then_some(()).ok_or("must be a path such as /openai: letters, digits and -._~ between slashes, none at the end")
 }
 
 /// A network such as 10.0.0.0/8 in its one spelling; a bare address is a network of one.
@@ -277,9 +250,7 @@ pub(super) fn cidr(text: &str) -> Result<String, &'static str> {
         Some(digits) => digits
             .parse()
             .ok()
-            .filter(|length: &u32| {
-                *length <= length_max && digits.bytes().all(|b| b.is_ascii_digit())
-            })
+            .filter(|length: &u32| *length <= length_max && digits.bytes().all(|b| b.is_ascii_digit()))
             .ok_or(WHY)?,
     };
     let network = match ip {
@@ -309,9 +280,7 @@ pub(super) fn is_variable(text: &str) -> bool {
 pub(super) fn is_credential(text: &str) -> bool {
     (1..=255).contains(&text.len())
         && !matches!(text, "." | "..")
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
 }
 
 #[cfg(test)]
@@ -370,43 +339,19 @@ mod tests {
     #[test]
     fn urls() {
         for (text, expected) in [
-            (
-                "https://api.openai.com",
-                Some((true, "api.openai.com", 443, "")),
-            ),
-            (
-                "https://API.openai.com/",
-                Some((true, "api.openai.com", 443, "")),
-            ),
-            (
-                "https://openrouter.ai/api",
-                Some((true, "openrouter.ai", 443, "/api")),
-            ),
-            (
-                "https://openrouter.ai:8443/api/v1/",
-                Some((true, "openrouter.ai", 8443, "/api/v1")),
-            ),
-            (
-                "https://[2001:db8::1]:444/x",
-                Some((true, "2001:db8::1", 444, "/x")),
-            ),
+            ("https://api.openai.com", Some((true, "api.openai.com", 443, ""))),
+            ("https://API.openai.com/", Some((true, "api.openai.com", 443, ""))),
+            ("https://openrouter.ai/api", Some((true, "openrouter.ai", 443, "/api"))),
+            ("https://openrouter.ai:8443/api/v1/", Some((true, "openrouter.ai", 8443, "/api/v1"))),
+            ("https://[2001:db8::1]:444/x", Some((true, "2001:db8::1", 444, "/x"))),
             ("https://[::1]", Some((true, "::1", 443, ""))),
-            (
-                "http://localhost:9000",
-                Some((false, "localhost", 9000, "")),
-            ),
+            ("http://localhost:9000", Some((false, "localhost", 9000, ""))),
             ("http://127.0.0.1", Some((false, "127.0.0.1", 80, ""))),
-            (
-                "http://10.1.2.3:80/v1",
-                Some((false, "10.1.2.3", 80, "/v1")),
-            ),
+            ("http://10.1.2.3:80/v1", Some((false, "10.1.2.3", 80, "/v1"))),
             ("http://192.168.1.1", Some((false, "192.168.1.1", 80, ""))),
             ("http://[::1]:8080", Some((false, "::1", 8080, ""))),
             ("http://[fd00::1]", Some((false, "fd00::1", 80, ""))),
-            (
-                "http://[::ffff:127.0.0.1]",
-                Some((false, "::ffff:127.0.0.1", 80, "")),
-            ),
+            ("http://[::ffff:127.0.0.1]", Some((false, "::ffff:127.0.0.1", 80, ""))),
             ("http://api.openai.com", None),
             ("http://8.8.8.8", None),
             ("http://169.254.169.254", None),
@@ -444,19 +389,11 @@ mod tests {
             (" https://a.example", None),
         ] {
             let got = endpoint(text).ok();
-            let got = got
-                .as_ref()
-                .map(|e| (e.tls, e.host.as_str(), e.port, e.base_path.as_str()));
+            let got = got.as_ref().map(|e| (e.tls, e.host.as_str(), e.port, e.base_path.as_str()));
             assert_eq!(got, expected, "{text}");
         }
-        assert_eq!(
-            public_url("https://Edge.example.com:443/"),
-            Ok("https://edge.example.com".to_owned())
-        );
-        assert_eq!(
-            public_url("http://[::1]:8080/x/"),
-            Ok("http://[::1]:8080/x".to_owned())
-        );
+        assert_eq!(public_url("https://Edge.example.com:443/"), Ok("https://edge.example.com".to_owned()));
+        assert_eq!(public_url("http://[::1]:8080/x/"), Ok("http://[::1]:8080/x".to_owned()));
     }
 
     #[test]

@@ -223,10 +223,7 @@ impl Body for AnswerBody {
     type Data = Chunk;
     type Error = BodyFault;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         match self.get_mut() {
             Self::Relayed(relayed) => relayed.poll_frame(cx),
             Self::Fixed(text, _) => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::own(text))))),

@@ -23,20 +23,68 @@ enum Fate {
 
 fn request_fate(name: &str) -> Fate {
     match name {
-        "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization"
-        | "transfer-encoding" | "upgrade" | "http2-settings" | "trailer" | "te" | "expect" | "host"
-        | "content-length" | "accept-encoding" => Fate::Ours,
-        "cookie" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto" | "x-forwarded-port"
-        | "x-forwarded-server" | "forwarded" | "x-real-ip" | "x-client-ip" | "x-cluster-client-ip"
-        | "true-client-ip" | "fastly-client-ip" | "fly-client-ip" | "via" | "traceparent" | "tracestate" | "baggage"
-        | "x-request-start" | "x-amzn-trace-id" | "x-cloud-trace-context" | "x-b3-traceid" | "x-b3-spanid"
-        | "x-b3-parentspanid" | "x-b3-sampled" | "b3" | "accept-language" | "origin" | "referer" | "dnt"
+        "connection"
+        | "keep-alive"
+        | "proxy-connection"
+        | "proxy-authenticate"
+        | "proxy-authorization"
+        | "transfer-encoding"
+        | "upgrade"
+        | "http2-settings"
+        | "trailer"
+        | "te"
+        | "expect"
+        | "host"
+        | "content-length"
+        | "accept-encoding" => Fate::Ours,
+        "cookie"
+        | "x-forwarded-for"
+        | "x-forwarded-host"
+        | "x-forwarded-proto"
+        | "x-forwarded-port"
+        | "x-forwarded-server"
+        | "forwarded"
+        | "x-real-ip"
+        | "x-client-ip"
+        | "x-cluster-client-ip"
+        | "true-client-ip"
+        | "fastly-client-ip"
+        | "fly-client-ip"
+        | "via"
+        | "traceparent"
+        | "tracestate"
+        | "baggage"
+        | "x-request-start"
+        | "x-amzn-trace-id"
+        | "x-cloud-trace-context"
+        | "x-b3-traceid"
+        | "x-b3-spanid"
+        | "x-b3-parentspanid"
+        | "x-b3-sampled"
+        | "b3"
+        | "accept-language"
+        | "origin"
+        | "referer"
+        | "dnt"
         | "x-gemini-api-privileged-user-id" => Fate::Address,
         "x-stainless-os" | "x-stainless-arch" | "x-stainless-runtime" | "x-stainless-runtime-version" => Fate::Device,
-        "session-id" | "session_id" | "thread-id" | "conversation-id" | "conversation_id" | "x-client-request-id"
-        | "x-codex-window-id" | "x-codex-turn-metadata" | "x-codex-installation-id" | "http-referer" | "x-title"
-        | "x-openrouter-title" | "x-openrouter-categories" | "anthropic-workspace-id" | "anthropic-user-profile-id"
-        | "user-agent" | "x-goog-api-client" => Fate::Session,
+        "session-id"
+        | "session_id"
+        | "thread-id"
+        | "conversation-id"
+        | "conversation_id"
+        | "x-client-request-id"
+        | "x-codex-window-id"
+        | "x-codex-turn-metadata"
+        | "x-codex-installation-id"
+        | "http-referer"
+        | "x-title"
+        | "x-openrouter-title"
+        | "x-openrouter-categories"
+        | "anthropic-workspace-id"
+        | "anthropic-user-profile-id"
+        | "user-agent"
+        | "x-goog-api-client" => Fate::Session,
         _ if name.starts_with("cf-") || name.starts_with("sec-fetch-") || name.starts_with("sec-ch-") => Fate::Address,
         _ if name.starts_with("sec-websocket-") => Fate::Ours,
         _ if name.starts_with("x-claude-code-") => Fate::Session,
@@ -48,8 +96,19 @@ fn request_fate(name: &str) -> Fate {
 fn response_passes(name: &str) -> bool {
     !matches!(
         name,
-        "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "transfer-encoding" | "upgrade"
-            | "te" | "set-cookie" | "set-cookie2" | "alt-svc" | "nel" | "report-to" | "reporting-endpoints"
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "set-cookie"
+            | "set-cookie2"
+            | "alt-svc"
+            | "nel"
+            | "report-to"
+            | "reporting-endpoints"
     ) && !name.starts_with("sec-websocket-")
 }
 
@@ -57,9 +116,22 @@ fn response_passes(name: &str) -> bool {
 fn protected(name: &str) -> bool {
     matches!(
         name,
-        "authorization" | "x-api-key" | "x-goog-api-key" | "api-key" | "host" | "content-type" | "content-length"
-            | "content-encoding" | "accept" | "anthropic-version" | "anthropic-beta" | "openai-beta"
-            | "openai-organization" | "openai-project" | "idempotency-key" | "cache-control"
+        "authorization"
+            | "x-api-key"
+            | "x-goog-api-key"
+            | "api-key"
+            | "host"
+            | "content-type"
+            | "content-length"
+            | "content-encoding"
+            | "accept"
+            | "anthropic-version"
+            | "anthropic-beta"
+            | "openai-beta"
+            | "openai-organization"
+            | "openai-project"
+            | "idempotency-key"
+            | "cache-control"
     )
 }
 
@@ -173,7 +245,8 @@ mod tests {
 
     #[test]
     fn privacy_levels_include_each_other() {
-        let headers = || map(&[("x-stainless-os", "Linux"), ("session-id", "s"), ("user-agent", "codex"), ("via", "x")]);
+        let headers =
+            || map(&[("x-stainless-os", "Linux"), ("session-id", "s"), ("user-agent", "codex"), ("via", "x")]);
         let names = |privacy| {
             let kept = request_headers(headers(), privacy, false);
             let mut names: Vec<_> = kept.keys().map(|name| name.as_str().to_owned()).collect();
@@ -202,6 +275,9 @@ mod tests {
         ]));
         let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["cf-ray", "content-type", "request-id", "retry-after", "trailer", "x-request-id", "x-should-retry"]);
+        assert_eq!(
+            names,
+            ["cf-ray", "content-type", "request-id", "retry-after", "trailer", "x-request-id", "x-should-retry"]
+        );
     }
 }

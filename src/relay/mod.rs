@@ -183,15 +183,14 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     parts.headers = head::response_headers(parts.headers);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
-    let streaming = parts
-        .headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream") || value.as_bytes().starts_with(b"application/vnd.amazon.eventstream"));
+    let streaming = parts.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().starts_with(b"text/event-stream")
+            || value.as_bytes().starts_with(b"application/vnd.amazon.eventstream")
+    });
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
     let outcome = outcome_of(parts.status);
     let silence_max = way.upstream_config().silence_timeout;
-    let relayed =
-        Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
+    let relayed = Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
     Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))
 }
 

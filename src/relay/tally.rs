@@ -133,7 +133,8 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         self.flush();
-        let outcome = self.outcome.unwrap_or(if std::thread::panicking() { Outcome::Internal } else { Outcome::ClientAbort });
+        let outcome =
+            self.outcome.unwrap_or(if std::thread::panicking() { Outcome::Internal } else { Outcome::ClientAbort });
         let traffic = self.handles.traffic(self.upstream);
         traffic.finished(self.operation, self.mode, self.streaming, outcome, self.started.elapsed());
         if self.head_came {

@@ -91,9 +91,11 @@ fn is_extended_connect(request: &Request<Incoming>) -> bool {
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
-    headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|text| {
-        text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token))
-    })
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
 /// Relays an upgrade. After a 101 the frames go on in a task of their own; any other answer is
@@ -101,7 +103,11 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 ///
 /// # Errors
 /// When there is no head of an answer to pass on.
-pub(crate) async fn upgrade(mut request: Request<Incoming>, mut way: Way, peer: Peer) -> Result<Response<AnswerBody>, Refused> {
+pub(crate) async fn upgrade(
+    mut request: Request<Incoming>,
+    mut way: Way,
+    peer: Peer,
+) -> Result<Response<AnswerBody>, Refused> {
     let extended = is_extended_connect(&request);
     let client_key = request.headers().get(header::SEC_WEBSOCKET_KEY).cloned();
     let version_13 = request.headers().get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
@@ -146,7 +152,8 @@ pub(crate) async fn upgrade(mut request: Request<Incoming>, mut way: Way, peer: 
     if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(super::pass_on(answer, upload, way));
     }
-    let accepted = answer.response.headers().get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
+    let accepted =
+        answer.response.headers().get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
     // An extension that nobody offered would make frames that nobody can read.
     let unasked = answer.response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
     if !accepted || unasked {
@@ -285,7 +292,15 @@ impl Half {
         buffer[..first.len()].copy_from_slice(first);
         let mut walker = FrameWalker::default();
         walker.walk(first);
-        Self { walker, buffer, start: 0, end: first.len(), read_ended: false, finished: false, bytes: first.len() as u64 }
+        Self {
+            walker,
+            buffer,
+            start: 0,
+            end: first.len(),
+            read_ended: false,
+            finished: false,
+            bytes: first.len() as u64,
+        }
     }
 
     /// Moves what can be moved. `Err` when a side broke; `Ready` when the end was passed on.
@@ -417,8 +432,11 @@ impl Tunnel {
             }
             self.upstream_watch.reset_on_close();
         }
-        if matches!(outcome, Outcome::UpstreamCut | Outcome::UpstreamTimeout) && let Some(upstream) = self.tally.upstream() {
-            let reason = if outcome == Outcome::UpstreamCut { FailureReason::Reset } else { FailureReason::IdleTimeout };
+        if matches!(outcome, Outcome::UpstreamCut | Outcome::UpstreamTimeout)
+            && let Some(upstream) = self.tally.upstream()
+        {
+            let reason =
+                if outcome == Outcome::UpstreamCut { FailureReason::Reset } else { FailureReason::IdleTimeout };
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
         self.tally.websocket_bytes(self.up.bytes, self.down.bytes);
@@ -430,7 +448,8 @@ impl Tunnel {
         if let Poll::Ready(Err(side)) = up {
             return Poll::Ready(self.broken(matches!(side, Side::Reader)));
         }
-        let down = self.down.poll_pump(cx, Pin::new(&mut self.upstream), Pin::new(&mut self.client), &mut self.last_byte);
+        let down =
+            self.down.poll_pump(cx, Pin::new(&mut self.upstream), Pin::new(&mut self.client), &mut self.last_byte);
         if let Poll::Ready(Err(side)) = down {
             return Poll::Ready(self.broken(matches!(side, Side::Writer)));
         }
@@ -446,7 +465,9 @@ impl Tunnel {
             // does not reset the connection before it has seen the frame.
             return self.poll_client_end(cx);
         }
-        if (up.is_ready() && down.is_ready()) || (down.is_ready() && self.closing_since.is_none() && self.up.walker.closed) {
+        if (up.is_ready() && down.is_ready())
+            || (down.is_ready() && self.closing_since.is_none() && self.up.walker.closed)
+        {
             return Poll::Ready(Outcome::Ok);
         }
         Poll::Pending

@@ -164,10 +164,7 @@ fn row(refusal: &Refusal, dialect: Dialect) -> Row {
             retry: Retry::No,
             close: false,
         },
-        Refusal::WrongBase(_) => Row {
-            text: "",
-            ..row(&Refusal::NoRoute, dialect)
-        },
+        Refusal::WrongBase(_) => Row { text: "", ..row(&Refusal::NoRoute, dialect) },
     }
 }
 

@@ -89,7 +89,9 @@ impl Connection {
             local,
             hold,
             opened: now,
-            age_max: Duration::from_millis(spread(u64::try_from(limits.connection_age.as_millis()).unwrap_or(u64::MAX / 1000))),
+            age_max: Duration::from_millis(spread(
+                u64::try_from(limits.connection_age.as_millis()).unwrap_or(u64::MAX / 1000),
+            )),
             requests_max: u32::try_from(spread(u64::from(limits.requests_per_connection))).unwrap_or(u32::MAX).max(1),
             limits,
             requests: Cell::new(0),
@@ -151,7 +153,8 @@ impl Connection {
     /// How soon the guards want to look.
     pub(super) fn tick(&self) -> Duration {
         if self.in_flight.get() == 0 {
-            let idle = if self.requests.get() == 0 { self.limits.first_request_timeout } else { self.limits.idle_timeout };
+            let idle =
+                if self.requests.get() == 0 { self.limits.first_request_timeout } else { self.limits.idle_timeout };
             return idle.min(self.limits.head_timeout).min(TICK_SLOW);
         }
         // hyper reads nothing while an upload is held up, and nothing of an h1 connection that has
@@ -271,10 +274,7 @@ impl Body for Served {
     type Data = Chunk;
     type Error = BodyFault;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         let this = &mut *self;
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if this.place.uploading && this.body.upload_over() {
@@ -316,7 +316,12 @@ pub(super) struct StallGuarded<F> {
 }
 
 impl<F> StallGuarded<F> {
-    pub(super) fn new(stream: F, mark: Option<StallMark>, write_stall: Duration, counted: prometheus::IntCounter) -> Self {
+    pub(super) fn new(
+        stream: F,
+        mark: Option<StallMark>,
+        write_stall: Duration,
+        counted: prometheus::IntCounter,
+    ) -> Self {
         Self { stream: Box::pin(stream), mark, write_stall, alarm: None, counted }
     }
 }

@@ -191,7 +191,10 @@ impl Server {
             }
         })
         .await;
-        if connection.protocol == Protocol::H1 && connection.is_last() && response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+        if connection.protocol == Protocol::H1
+            && connection.is_last()
+            && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
+        {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.map(|body| Served::new(body, place))
@@ -308,7 +311,9 @@ impl Guards {
             // A tick that was set while there was less to watch comes sooner now.
             let fast = connection.tick() < Duration::from_secs(1);
             if (fast && !was_fast) || connection.urgent() {
-                alarm.as_mut().reset(tokio::time::Instant::now() + if connection.urgent() { Duration::ZERO } else { connection.tick() });
+                alarm.as_mut().reset(
+                    tokio::time::Instant::now() + if connection.urgent() { Duration::ZERO } else { connection.tick() },
+                );
             }
             was_fast = fast;
             while alarm.as_mut().poll(cx).is_ready() {

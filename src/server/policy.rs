@@ -128,7 +128,9 @@ fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> 
         (None, None) => return malformed,
     };
     // No userinfo, no path, nothing that a lenient reader could cut differently.
-    if named.is_empty() || named.bytes().any(|byte| matches!(byte, b'@' | b'/' | b'?' | b'#' | b'\\' | b',' | b' ' | b'%')) {
+    if named.is_empty()
+        || named.bytes().any(|byte| matches!(byte, b'@' | b'/' | b'?' | b'#' | b'\\' | b',' | b' ' | b'%'))
+    {
         return malformed;
     }
     if routes.serves_host(named, local) { Ok(()) } else { Err((Guard::BadHost, Refusal::Misdirected)) }
@@ -162,12 +164,32 @@ mod tests {
 
     #[test]
     fn paths() {
-        for path in ["/v1/chat/completions", "/a.b/c..d/.well-known", "/model/arn%3Aaws%2Fx/converse", "/v1/models/m:generateContent", "/"] {
+        for path in [
+            "/v1/chat/completions",
+            "/a.b/c..d/.well-known",
+            "/model/arn%3Aaws%2Fx/converse",
+            "/v1/models/m:generateContent",
+            "/",
+        ] {
             assert!(path_is_plain(path), "{path}");
         }
         for path in [
-            "//v1", "/v1//x", "/v1/../x", "/v1/..", "/v1/.", "/./v1", "/v1/%2e%2e/x", "/v1/%2E/x", "/v1\\x", "/v1/%5cx", "/v1/%0d%0a",
-            "/v1/%00", "/v1/%zz", "/v1/%2", "/v1/..;/x", "/v1/..%2fx",
+            "//v1",
+            "/v1//x",
+            "/v1/../x",
+            "/v1/..",
+            "/v1/.",
+            "/./v1",
+            "/v1/%2e%2e/x",
+            "/v1/%2E/x",
+            "/v1\\x",
+            "/v1/%5cx",
+            "/v1/%0d%0a",
+            "/v1/%00",
+            "/v1/%zz",
+            "/v1/%2",
+            "/v1/..;/x",
+            "/v1/..%2fx",
         ] {
             assert!(!path_is_plain(path), "{path}");
         }

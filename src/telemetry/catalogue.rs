@@ -39,11 +39,7 @@ impl Sample {
 
     /// Without quotes, labels in the order of their names.
     pub(super) fn series(&self) -> String {
-        let labels: Vec<String> = self
-            .labels
-            .iter()
-            .map(|(label, value)| format!("{label}={value}"))
-            .collect();
+        let labels: Vec<String> = self.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
         match labels.is_empty() {
             true => self.name.clone(),
             false => format!("{}{{{}}}", self.name, labels.join(",")),
@@ -74,11 +70,7 @@ pub(super) fn samples(exposition: &str) -> Vec<Sample> {
                 let (label, value) = label.split_once('=').unwrap();
                 (label.to_owned(), value.trim_matches('"').to_owned())
             });
-            Sample {
-                name: name.to_owned(),
-                labels: labels.collect(),
-                value: value.parse().unwrap(),
-            }
+            Sample { name: name.to_owned(), labels: labels.collect(), value: value.parse().unwrap() }
         })
         .collect()
 }
@@ -95,24 +87,15 @@ struct Family {
 fn exported(exposition: &str) -> BTreeMap<String, Family> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     for line in exposition.lines() {
-        if let Some((name, help)) = line
-            .strip_prefix("# HELP ")
-            .and_then(|line| line.split_once(' '))
-        {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|line| line.split_once(' ')) {
             families.entry(name.to_owned()).or_default().help = help.to_owned();
         }
-        if let Some((name, kind)) = line
-            .strip_prefix("# TYPE ")
-            .and_then(|line| line.split_once(' '))
-        {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' ')) {
             families.entry(name.to_owned()).or_default().kind = kind.to_owned();
         }
     }
-    let histograms = families
-        .iter()
-        .filter(|(_, family)| family.kind == "histogram")
-        .map(|(name, _)| name.clone())
-        .collect();
+    let histograms =
+        families.iter().filter(|(_, family)| family.kind == "histogram").map(|(name, _)| name.clone()).collect();
     for sample in samples(exposition) {
         let family = families.get_mut(&sample.family(&histograms)).unwrap();
         for (label, value) in sample.labels {
@@ -137,11 +120,7 @@ fn rows(first_header: &str) -> Vec<Vec<String>> {
             inside = false;
             continue;
         };
-        let cells: Vec<String> = line
-            .trim_end_matches('|')
-            .split('|')
-            .map(|cell| cell.trim().to_owned())
-            .collect();
+        let cells: Vec<String> = line.trim_end_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
         if cells[0] == first_header {
             inside = true;
         } else if inside && !cells[0].starts_with("---") {
@@ -152,56 +131,28 @@ fn rows(first_header: &str) -> Vec<Vec<String>> {
 }
 
 fn documented() -> BTreeMap<String, Family> {
-    let values: BTreeMap<String, BTreeSet<String>> = rows("label")
-        .into_iter()
-        .map(|row| {
-            (
-                row[0].clone(),
-                row[1].split(' ').map(str::to_owned).collect(),
-            )
-        })
-        .collect();
+    let values: BTreeMap<String, BTreeSet<String>> =
+        rows("label").into_iter().map(|row| (row[0].clone(), row[1].split(' ').map(str::to_owned).collect())).collect();
     let buckets: BTreeMap<String, Vec<String>> = rows("set")
         .into_iter()
-        .map(|row| {
-            (
-                row[0][..1].to_owned(),
-                row[1].split(' ').map(str::to_owned).collect(),
-            )
-        })
+        .map(|row| (row[0][..1].to_owned(), row[1].split(' ').map(str::to_owned).collect()))
         .collect();
     let mut families = BTreeMap::new();
     for row in rows("metric") {
         let [name, kind, labels, help] = row.try_into().unwrap();
         let (kind, set) = kind.split_once(' ').unwrap_or((&kind, ""));
-        let labels = labels
-            .split(", ")
-            .filter(|label| !label.is_empty())
-            .map(|label| match label.split_once('=') {
-                Some((label, values)) => (
-                    label.to_owned(),
-                    values.split('/').map(str::to_owned).collect(),
-                ),
-                None => (
-                    label.to_owned(),
-                    values.get(label).cloned().unwrap_or_default(),
-                ),
-            });
+        let labels = labels.split(", ").filter(|label| !label.is_empty()).map(|label| match label.split_once('=') {
+            Some((label, values)) => (label.to_owned(), values.split('/').map(str::to_owned).collect()),
+            None => (label.to_owned(), values.get(label).cloned().unwrap_or_default()),
+        });
         let family = Family {
             kind: kind.to_owned(),
             help,
             labels: labels.collect(),
             buckets: buckets.get(set).cloned().unwrap_or_default(),
         };
-        assert_eq!(
-            family.kind == "histogram",
-            !family.buckets.is_empty(),
-            "{name}"
-        );
-        assert!(
-            families.insert(name.clone(), family).is_none(),
-            "{name} twice"
-        );
+        assert_eq!(family.kind == "histogram", !family.buckets.is_empty(), "{name}");
+        assert!(families.insert(name.clone(), family).is_none(), "{name} twice");
     }
     families
 }
@@ -215,21 +166,14 @@ fn move_everything(metrics: &Metrics, handles: &Handles) {
     for phase in Phase::ALL {
         handles.overhead(*phase).observe(second);
     }
-    handles
-        .listener(ListenerId(0))
-        .handshake_seconds
-        .observe(second);
-    handles
-        .certificate(CertificateId(0))
-        .set_not_after(SystemTime::UNIX_EPOCH + second);
+    handles.listener(ListenerId(0)).handshake_seconds.observe(second);
+    handles.certificate(CertificateId(0)).set_not_after(SystemTime::UNIX_EPOCH + second);
     for place in 0..Provider::ALL.len() {
         let upstream = handles.upstream(UpstreamId(place as u16));
         upstream.connect_seconds.observe(second);
         upstream.response_head_seconds.observe(second);
     }
-    let traffics = (0..Provider::ALL.len())
-        .map(|place| Some(UpstreamId(place as u16)))
-        .chain([None]);
+    let traffics = (0..Provider::ALL.len()).map(|place| Some(UpstreamId(place as u16))).chain([None]);
     for traffic in traffics.map(|upstream| handles.traffic(upstream)) {
         traffic.stall_seconds.observe(second);
         for status in 0..=1000 {
@@ -245,18 +189,13 @@ fn move_everything(metrics: &Metrics, handles: &Handles) {
         }
     }
     let address = SocketAddr::from(([127, 0, 0, 1], 8443));
-    log::emit(Event::Listening {
-        kind: ListenerKind::Traffic,
-        address,
-    });
+    log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
     assert!(!metrics.render().is_empty());
 }
 
 fn everything() -> (Metrics, Handles) {
     let metrics = Metrics::new(None);
-    let upstreams = Provider::ALL
-        .iter()
-        .map(|provider| (provider.as_str(), *provider));
+    let upstreams = Provider::ALL.iter().map(|provider| (provider.as_str(), *provider));
     let handles = metrics.bind(&Names::new(["main"], ["edge"], upstreams).unwrap());
     move_everything(&metrics, &handles);
     (metrics, handles)
@@ -267,40 +206,23 @@ fn what_is_exported_is_documented_and_the_reverse() {
     let (metrics, _handles) = everything();
     let exported = exported(&metrics.render());
     let documented = documented();
-    assert_eq!(
-        exported.keys().collect::<Vec<_>>(),
-        documented.keys().collect::<Vec<_>>()
-    );
+    assert_eq!(exported.keys().collect::<Vec<_>>(), documented.keys().collect::<Vec<_>>());
 
     // Values that are not ours to list.
     let configured = BTreeMap::from([
         ("listener", BTreeSet::from(["main"])),
         ("certificate", BTreeSet::from(["edge"])),
-        (
-            "upstream",
-            Provider::ALL
-                .iter()
-                .map(|provider| provider.as_str())
-                .chain(["none"])
-                .collect(),
-        ),
+        ("upstream", Provider::ALL.iter().map(|provider| provider.as_str()).chain(["none"]).collect()),
     ]);
     for (name, family) in &exported {
         let page = &documented[name];
         assert_eq!(family.kind, page.kind, "{name}");
         assert_eq!(family.help, page.help, "{name}");
         assert_eq!(family.buckets, page.buckets, "{name}");
-        assert_eq!(
-            family.labels.keys().collect::<Vec<_>>(),
-            page.labels.keys().collect::<Vec<_>>(),
-            "{name}"
-        );
+        assert_eq!(family.labels.keys().collect::<Vec<_>>(), page.labels.keys().collect::<Vec<_>>(), "{name}");
         for (label, values) in &family.labels {
             match configured.get(label.as_str()) {
-                Some(names) => assert!(
-                    values.iter().all(|value| names.contains(value.as_str())),
-                    "{name} {label}"
-                ),
+                Some(names) => assert!(values.iter().all(|value| names.contains(value.as_str())), "{name} {label}"),
                 None if name == "nullhop_build_info" => assert_eq!(values.len(), 1),
                 None => assert_eq!(values, &page.labels[label], "{name} {label}"),
             }

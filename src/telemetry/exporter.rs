@@ -58,8 +58,7 @@ pub(crate) struct BearerToken(Zeroizing<Box<[u8]>>);
 impl BearerToken {
     /// None for an empty token or one that cannot be sent in a header. The copy is the token's only one here.
     pub(crate) fn new(token: &[u8]) -> Option<Self> {
-        (!token.is_empty() && token.iter().all(u8::is_ascii_graphic))
-            .then(|| Self(Zeroizing::new(token.into())))
+        (!token.is_empty() && token.iter().all(u8::is_ascii_graphic)).then(|| Self(Zeroizing::new(token.into())))
     }
 
     /// Exactly one `authorization: Bearer <token>`.
@@ -80,15 +79,8 @@ pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, auth: Op
     serve_within(listener, metrics, auth, DEADLINES).await;
 }
 
-async fn serve_within(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    auth: Option<BearerToken>,
-    deadlines: Deadlines,
-) {
-    let address = listener
-        .local_addr()
-        .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+async fn serve_within(listener: TcpListener, metrics: Arc<Metrics>, auth: Option<BearerToken>, deadlines: Deadlines) {
+    let address = listener.local_addr().unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
     let auth = auth.map(Rc::new);
     let mut connections = JoinSet::new();
     loop {
@@ -100,20 +92,11 @@ async fn serve_within(
         }
         match listener.accept().await {
             Ok((stream, _)) => {
-                connections.spawn_local(connection(
-                    stream,
-                    metrics.clone(),
-                    auth.clone(),
-                    deadlines,
-                ));
+                connections.spawn_local(connection(stream, metrics.clone(), auth.clone(), deadlines));
             }
             Err(error) => {
                 let error = IoFault::from(&error);
-                emit(Event::AcceptFailed {
-                    kind: ListenerKind::Metrics,
-                    address,
-                    error,
-                });
+                emit(Event::AcceptFailed { kind: ListenerKind::Metrics, address, error });
                 // Out of descriptors, most likely, and asking again at once would spin.
                 sleep(ACCEPT_PAUSE).await;
             }
@@ -131,20 +114,9 @@ struct Deadlines {
     grace: Duration,
 }
 
-async fn connection(
-    stream: TcpStream,
-    metrics: Arc<Metrics>,
-    auth: Option<Rc<BearerToken>>,
-    deadlines: Deadlines,
-) {
+async fn connection(stream: TcpStream, metrics: Arc<Metrics>, auth: Option<Rc<BearerToken>>, deadlines: Deadlines) {
     let service = service_fn(|request: Request<Incoming>| {
-        ready(Ok::<_, Infallible>(answer(
-            request.method(),
-            request.uri().path(),
-            request.headers(),
-            &metrics,
-            &auth,
-        )))
+        ready(Ok::<_, Infallible>(answer(request.method(), request.uri().path(), request.headers(), &metrics, &auth)))
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -169,44 +141,27 @@ fn answer(
     auth: &Option<Rc<BearerToken>>,
 ) -> Response<Text> {
     if !auth.as_ref().is_none_or(|token| token.admits(headers)) {
-        return refusal(
-            StatusCode::UNAUTHORIZED,
-            Some((header::WWW_AUTHENTICATE, "Bearer")),
-        );
+        return refusal(StatusCode::UNAUTHORIZED, Some((header::WWW_AUTHENTICATE, "Bearer")));
     }
     if path != "/metrics" {
         return refusal(StatusCode::NOT_FOUND, None);
     }
     if method != Method::GET && method != Method::HEAD {
-        return refusal(
-            StatusCode::METHOD_NOT_ALLOWED,
-            Some((header::ALLOW, "GET, HEAD")),
-        );
+        return refusal(StatusCode::METHOD_NOT_ALLOWED, Some((header::ALLOW, "GET, HEAD")));
     }
     let mut response = Response::new(Text(Some(metrics.render().into())));
     let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-    );
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
 
-fn refusal(
-    status: StatusCode,
-    extra: Option<(header::HeaderName, &'static str)>,
-) -> Response<Text> {
+fn refusal(status: StatusCode, extra: Option<(header::HeaderName, &'static str)>) -> Response<Text> {
     let mut response = Response::new(Text(None));
     *response.status_mut() = status;
     if let Some((name, value)) = extra {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }
@@ -217,11 +172,7 @@ fn same(shown: &[u8], expected: &[u8]) -> bool {
     if shown.len() != expected.len() {
         return false;
     }
-    shown
-        .iter()
-        .zip(expected)
-        .fold(0, |difference, (a, b)| black_box(difference | (a ^ b)))
-        == 0
+    shown.iter().zip(expected).fold(0, |difference, (a, b)| black_box(difference | (a ^ b))) == 0
 }
 
 /// A body of one piece.
@@ -269,11 +220,7 @@ impl hyper::rt::Read for PlainIo {
 }
 
 impl hyper::rt::Write for PlainIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
@@ -303,11 +250,8 @@ const SCHEME: &[u8] = b"Bearer ";
 /// Far more than the scrapers of one machine, far fewer than its descriptors.
 const CONNECTIONS_MAX: usize = 64;
 
-const DEADLINES: Deadlines = Deadlines {
-    head: Duration::from_secs(5),
-    age: Duration::from_secs(60),
-    grace: Duration::from_secs(10),
-};
+const DEADLINES: Deadlines =
+    Deadlines { head: Duration::from_secs(5), age: Duration::from_secs(60), grace: Duration::from_secs(10) };
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -340,23 +284,13 @@ mod tests {
         deadlines: Deadlines,
         test: impl FnOnce(SocketAddr) -> F,
     ) {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build_local(LocalOptions::default())
-            .unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
         runtime.block_on(async {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
             let address = listener.local_addr().unwrap();
             let auth = token.map(|token| BearerToken::new(token).unwrap());
-            let server = spawn_local(serve_within(
-                listener,
-                Arc::new(Metrics::new(None)),
-                auth,
-                deadlines,
-            ));
-            timeout(Duration::from_secs(30), test(address))
-                .await
-                .unwrap();
+            let server = spawn_local(serve_within(listener, Arc::new(Metrics::new(None)), auth, deadlines));
+            timeout(Duration::from_secs(30), test(address)).await.unwrap();
             assert!(!server.is_finished());
         });
     }
@@ -364,8 +298,7 @@ mod tests {
     /// Sends a request that asks for the connection's end, gives back the head in lower case and the body.
     async fn exchange(address: SocketAddr, line: &str, headers: &str) -> (String, String) {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request =
-            format!("{line} HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n{headers}\r\n");
+        let request = format!("{line} HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -376,22 +309,15 @@ mod tests {
     #[test]
     fn a_scrape_is_answered() {
         with_exporter(None, DEADLINES, |address| async move {
-            let (head, body) =
-                exchange(address, "GET /metrics", "origin: https://page.example\r\n").await;
+            let (head, body) = exchange(address, "GET /metrics", "origin: https://page.example\r\n").await;
             assert!(head.starts_with("http/1.1 200 "), "{head}");
-            assert!(
-                head.contains("content-type: text/plain; version=0.0.4"),
-                "{head}"
-            );
+            assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
             assert!(!head.contains("access-control"), "{head}");
             assert!(body.contains("\nnullhop_build_info{"), "{body}");
 
             let (head, body) = exchange(address, "HEAD /metrics", "").await;
             assert!(head.starts_with("http/1.1 200 "), "{head}");
-            assert!(
-                head.contains("content-length: ") && !head.contains("content-length: 0"),
-                "{head}"
-            );
+            assert!(head.contains("content-length: ") && !head.contains("content-length: 0"), "{head}");
             assert_eq!(body, "");
         });
     }
@@ -399,13 +325,7 @@ mod tests {
     #[test]
     fn the_rest_is_refused() {
         with_exporter(None, DEADLINES, |address| async move {
-            for line in [
-                "GET /",
-                "GET /metrics/",
-                "GET //metrics",
-                "POST /other",
-                "GET /%6detrics",
-            ] {
+            for line in ["GET /", "GET /metrics/", "GET //metrics", "POST /other", "GET /%6detrics"] {
                 let (head, body) = exchange(address, line, "").await;
                 assert!(head.starts_with("http/1.1 404 "), "{line}: {head}");
                 assert_eq!(body, "");
@@ -421,38 +341,28 @@ mod tests {
 
     #[test]
     fn a_token_is_asked_for() {
-        with_exporter(
-            Some(b"t0ken-of-the-scraper"),
-            DEADLINES,
-            |address| async move {
-                for (headers, status) in [
-                    ("", 401),
-                    ("authorization: Bearer\r\n", 401),
-                    ("authorization: Bearer \r\n", 401),
-                    ("authorization: Bearer t0ken-of-the-scrapes\r\n", 401),
-                    ("authorization: Bearer t0ken-of-the-scrape\r\n", 401),
-                    ("authorization: Bearer t0ken-of-the-scraperr\r\n", 401),
-                    ("authorization: Basic t0ken-of-the-scraper\r\n", 401),
-                    (
-                        "authorization: Bearer t0ken-of-the-scraper\r\nauthorization: Bearer x\r\n",
-                        401,
-                    ),
-                    ("authorization: Bearer t0ken-of-the-scraper\r\n", 200),
-                    ("authorization: bearer t0ken-of-the-scraper\r\n", 200),
-                ] {
-                    let (head, body) = exchange(address, "GET /metrics", headers).await;
-                    assert!(
-                        head.starts_with(&format!("http/1.1 {status} ")),
-                        "{headers:?}: {head}"
-                    );
-                    assert_eq!(status == 401, body.is_empty());
-                    assert_eq!(status == 401, head.contains("www-authenticate: bearer"));
-                }
-                // Without a token not even the paths are told.
-                let (head, _) = exchange(address, "GET /", "").await;
-                assert!(head.starts_with("http/1.1 401 "), "{head}");
-            },
-        );
+        with_exporter(Some(b"t0ken-of-the-scraper"), DEADLINES, |address| async move {
+            for (headers, status) in [
+                ("", 401),
+                ("authorization: Bearer\r\n", 401),
+                ("authorization: Bearer \r\n", 401),
+                ("authorization: Bearer t0ken-of-the-scrapes\r\n", 401),
+                ("authorization: Bearer t0ken-of-the-scrape\r\n", 401),
+                ("authorization: Bearer t0ken-of-the-scraperr\r\n", 401),
+                ("authorization: Basic t0ken-of-the-scraper\r\n", 401),
+                ("authorization: Bearer t0ken-of-the-scraper\r\nauthorization: Bearer x\r\n", 401),
+                ("authorization: Bearer t0ken-of-the-scraper\r\n", 200),
+                ("authorization: bearer t0ken-of-the-scraper\r\n", 200),
+            ] {
+                let (head, body) = exchange(address, "GET /metrics", headers).await;
+                assert!(head.starts_with(&format!("http/1.1 {status} ")), "{headers:?}: {head}");
+                assert_eq!(status == 401, body.is_empty());
+                assert_eq!(status == 401, head.contains("www-authenticate: bearer"));
+            }
+            // Without a token not even the paths are told.
+            let (head, _) = exchange(address, "GET /", "").await;
+            assert!(head.starts_with("http/1.1 401 "), "{head}");
+        });
     }
 
     #[test]
@@ -469,10 +379,7 @@ mod tests {
             let mut silent = Vec::new();
             for _ in 0..CONNECTIONS_MAX {
                 let mut stream = TcpStream::connect(address).await.unwrap();
-                stream
-                    .write_all(b"GET /metrics HTTP/1.1\r\nho")
-                    .await
-                    .unwrap();
+                stream.write_all(b"GET /metrics HTTP/1.1\r\nho").await.unwrap();
                 silent.push(stream);
             }
             // The next one waits for the deadline of the silent ones.
@@ -491,11 +398,7 @@ mod tests {
             // Ends when the other side does, with a reset for all that was not read.
             while stream.write_all(&requests).await.is_ok() {}
             assert!(started.elapsed() >= SHORT.age, "{:?}", started.elapsed());
-            assert!(
-                started.elapsed() < Duration::from_secs(10),
-                "{:?}",
-                started.elapsed()
-            );
+            assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         });
     }
 }

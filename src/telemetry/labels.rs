@@ -348,8 +348,7 @@ impl Name {
         let (Some(first), true) = (text.bytes().next(), text.len() <= NAME_BYTES_MAX) else {
             return Err(InvalidName::Length);
         };
-        let is_plain =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
+        let is_plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
         if !first.is_ascii_lowercase() || !text.bytes().all(is_plain) {
             return Err(InvalidName::Letters);
         }
@@ -398,10 +397,7 @@ mod tests {
             assert_eq!(label.index(), place, "{}", label.as_str());
             assert!(texts.insert(label.as_str()), "{} twice", label.as_str());
             assert!(
-                label
-                    .as_str()
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                label.as_str().bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
                 "{}",
                 label.as_str()
             );
@@ -436,10 +432,7 @@ mod tests {
 
     #[test]
     fn every_status_has_a_label() {
-        let own: HashSet<&str> = StatusLabel::ALL
-            .iter()
-            .map(|label| label.as_str())
-            .collect();
+        let own: HashSet<&str> = StatusLabel::ALL.iter().map(|label| label.as_str()).collect();
         for status in 0..=u16::MAX {
             let label = StatusLabel::from(status).as_str();
             let code = status.to_string();
@@ -475,14 +468,8 @@ mod tests {
 
     #[test]
     fn io_errors_lose_their_text() {
-        assert_eq!(
-            IoFault::from(&io::Error::from_raw_os_error(24)),
-            IoFault::TooManyFiles
-        );
-        assert_eq!(
-            IoFault::from(&io::Error::from_raw_os_error(98)),
-            IoFault::AddressInUse
-        );
+        assert_eq!(IoFault::from(&io::Error::from_raw_os_error(24)), IoFault::TooManyFiles);
+        assert_eq!(IoFault::from(&io::Error::from_raw_os_error(98)), IoFault::AddressInUse);
         assert_eq!(IoFault::from(&io::Error::other("a prompt")), IoFault::Other);
     }
 }

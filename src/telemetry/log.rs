@@ -135,15 +135,9 @@ pub(crate) struct PanicSite {
 impl PanicSite {
     pub(crate) fn new(location: Option<&Location<'_>>) -> Self {
         let Some(location) = location else {
-            return Self {
-                file: "unknown".into(),
-                line: 0,
-            };
+            return Self { file: "unknown".into(), line: 0 };
         };
-        Self {
-            file: short_path(location.file()),
-            line: location.line(),
-        }
+        Self { file: short_path(location.file()), line: location.line() }
     }
 }
 
@@ -167,11 +161,7 @@ pub(crate) fn emit(event: Event) {
 /// Replaces std's panic message, which prints the payload, by a line that has the location only. Nothing in here may
 /// panic: std answers a panic inside a hook by printing the message after all.
 pub(crate) fn install_panic_hook() {
-    std::panic::set_hook(Box::new(|panic| {
-        emit(Event::PanicCaught {
-            site: PanicSite::new(panic.location()),
-        })
-    }));
+    std::panic::set_hook(Box::new(|panic| emit(Event::PanicCaught { site: PanicSite::new(panic.location()) })));
 }
 
 /// `nullhop_log_lines_total`, by level. One for the process, because lines are written before and after there are
@@ -179,11 +169,8 @@ pub(crate) fn install_panic_hook() {
 pub(super) fn lines() -> &'static [IntCounter; LogLevel::ALL.len()] {
     static LINES: LazyLock<[IntCounter; LogLevel::ALL.len()]> = LazyLock::new(|| {
         std::array::from_fn(|index| {
-            let options = Opts::new(
-                "nullhop_log_lines_total",
-                "Is something unusual being logged?",
-            )
-            .const_label(LogLevel::NAME, LogLevel::ALL[index].as_str());
+            let options = Opts::new("nullhop_log_lines_total", "Is something unusual being logged?")
+                .const_label(LogLevel::NAME, LogLevel::ALL[index].as_str());
             IntCounter::with_opts(options).expect("name and label are constants")
         })
     });
@@ -212,16 +199,11 @@ impl Logger {
         if level as u8 > self.max_level.load(Ordering::Relaxed) {
             return None;
         }
-        let since_epoch = at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let suppressed = self.throttles[event.kind().index()].admit(since_epoch.as_secs())?;
 
         let json = self.format.load(Ordering::Relaxed) == Format::Json as u8;
-        let mut line = Line {
-            json,
-            text: String::with_capacity(160),
-        };
+        let mut line = Line { json, text: String::with_capacity(160) };
         line.start(&rfc3339(since_epoch), level, event.kind());
         event.fields(&mut line);
         if suppressed > 0 {
@@ -279,17 +261,12 @@ impl Event {
 
     fn fields(&self, line: &mut Line) {
         match self {
-            Self::AcceptFailed {
-                kind,
-                address,
-                error,
-            } => {
+            Self::AcceptFailed { kind, address, error } => {
                 line.label(*kind);
                 line.address(*address);
                 line.label(*error);
             }
-            Self::CertificateExpiresSoon { certificate, left }
-            | Self::CertificateReloaded { certificate, left } => {
+            Self::CertificateExpiresSoon { certificate, left } | Self::CertificateReloaded { certificate, left } => {
                 line.name("certificate", certificate);
                 line.seconds("left_seconds", *left);
             }
@@ -323,9 +300,7 @@ impl Event {
                 line.number("workers", *workers as u64);
             }
             Self::Stopped { uptime } => line.seconds("uptime_seconds", *uptime),
-            Self::UpstreamDown { upstream } | Self::UpstreamUp { upstream } => {
-                line.name("upstream", upstream)
-            }
+            Self::UpstreamDown { upstream } | Self::UpstreamUp { upstream } => line.name("upstream", upstream),
         }
     }
 }
@@ -371,12 +346,7 @@ impl Line {
 
     fn seconds(&mut self, key: &'static str, value: Duration) {
         self.key(key);
-        let _ = write!(
-            self.text,
-            "{}.{:03}",
-            value.as_secs(),
-            value.subsec_millis()
-        );
+        let _ = write!(self.text, "{}.{:03}", value.as_secs(), value.subsec_millis());
     }
 
     fn word(&mut self, key: &'static str, value: &str) {
@@ -384,8 +354,7 @@ impl Line {
         if self.json {
             self.text.push('"');
         }
-        self.text
-            .extend(value.chars().map(|c| if is_plain(c) { c } else { '_' }));
+        self.text.extend(value.chars().map(|c| if is_plain(c) { c } else { '_' }));
         if self.json {
             self.text.push('"');
         }
@@ -423,25 +392,20 @@ struct Throttle {
 
 impl Throttle {
     const fn new() -> Self {
-        Self {
-            state: AtomicU64::new(0),
-            suppressed: AtomicU64::new(0),
-        }
+        Self { state: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
     /// How many were suppressed since the last line, if this one may be written.
     fn admit(&self, second: u64) -> Option<u64> {
-        let admitted = self
-            .state
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| {
-                if state >> 8 != second {
-                    Some(second << 8 | 1)
-                } else if state & 0xff < LINES_PER_SECOND_MAX {
-                    Some(state + 1)
-                } else {
-                    None
-                }
-            });
+        let admitted = self.state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |state| {
+            if state >> 8 != second {
+                Some(second << 8 | 1)
+            } else if state & 0xff < LINES_PER_SECOND_MAX {
+                Some(state + 1)
+            } else {
+                None
+            }
+        });
         match admitted {
             Ok(_) => Some(self.suppressed.swap(0, Ordering::Relaxed)),
             Err(_) => {
@@ -470,16 +434,11 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let era = days / 146_097;
     let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -507,59 +466,23 @@ mod tests {
         let address = "[::1]:9464".parse().unwrap();
         let left = Duration::from_secs(86_400);
         vec![
-            Event::AcceptFailed {
-                kind: ListenerKind::Traffic,
-                address,
-                error: IoFault::TooManyFiles,
-            },
-            Event::CertificateExpiresSoon {
-                certificate: name("main"),
-                left,
-            },
-            Event::CertificateRefused {
-                certificate: name("main"),
-            },
-            Event::CertificateReloaded {
-                certificate: name("main"),
-                left,
-            },
+            Event::AcceptFailed { kind: ListenerKind::Traffic, address, error: IoFault::TooManyFiles },
+            Event::CertificateExpiresSoon { certificate: name("main"), left },
+            Event::CertificateRefused { certificate: name("main") },
+            Event::CertificateReloaded { certificate: name("main"), left },
             Event::ConfigRefused { problems: 3 },
             Event::ConfigReloaded,
-            Event::DrainFinished {
-                streams_cut: 2,
-                took: Duration::from_millis(1500),
-            },
-            Event::DrainStarted {
-                streams: 7,
-                deadline: Duration::from_secs(300),
-            },
-            Event::GuardThreshold {
-                guard: Guard::WriteStall,
-                count: 100,
-            },
-            Event::Listening {
-                kind: ListenerKind::Metrics,
-                address,
-            },
-            Event::PanicCaught {
-                site: PanicSite::new(Some(Location::caller())),
-            },
-            Event::ProcessGuardMissing {
-                guard: ProcessGuard::Seccomp,
-            },
-            Event::RetentionWarning {
-                warning: RetentionWarning::MetricsListenerNotLoopback,
-            },
+            Event::DrainFinished { streams_cut: 2, took: Duration::from_millis(1500) },
+            Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
+            Event::GuardThreshold { guard: Guard::WriteStall, count: 100 },
+            Event::Listening { kind: ListenerKind::Metrics, address },
+            Event::PanicCaught { site: PanicSite::new(Some(Location::caller())) },
+            Event::ProcessGuardMissing { guard: ProcessGuard::Seccomp },
+            Event::RetentionWarning { warning: RetentionWarning::MetricsListenerNotLoopback },
             Event::Started { workers: 4 },
-            Event::Stopped {
-                uptime: Duration::from_millis(61_005),
-            },
-            Event::UpstreamDown {
-                upstream: name("openai"),
-            },
-            Event::UpstreamUp {
-                upstream: name("openai"),
-            },
+            Event::Stopped { uptime: Duration::from_millis(61_005) },
+            Event::UpstreamDown { upstream: name("openai") },
+            Event::UpstreamUp { upstream: name("openai") },
         ]
     }
 
@@ -587,18 +510,13 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00"),
             (253_402_300_799, "9999-12-31T23:59:59"),
         ] {
-            assert_eq!(
-                rfc3339(Duration::from_millis(seconds * 1000 + 7)),
-                format!("{expected}.007Z")
-            );
+            assert_eq!(rfc3339(Duration::from_millis(seconds * 1000 + 7)), format!("{expected}.007Z"));
         }
     }
 
     #[test]
     fn dates_follow_each_other() {
-        let leap = |year: u64| {
-            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-        };
+        let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
         let (mut year, mut month, mut day) = (1970, 1, 1);
         for days in 0..300_000 {
             assert_eq!(civil_from_days(days), (year, month, day));
@@ -626,32 +544,17 @@ mod tests {
     #[test]
     fn text_lines() {
         let logger = logger(Format::Text, LogLevel::Info);
-        let lines: Vec<String> = every_event()
-            .iter()
-            .map(|event| logger.line(event, at(1_735_689_600_123)).unwrap().1)
-            .collect();
+        let lines: Vec<String> =
+            every_event().iter().map(|event| logger.line(event, at(1_735_689_600_123)).unwrap().1).collect();
         let expect = |index: usize, rest: &str| {
             assert_eq!(lines[index], format!("2025-01-01T00:00:00.123Z {rest}\n"));
         };
-        expect(
-            0,
-            "error accept_failed kind=traffic address=[::1]:9464 error=too_many_files",
-        );
-        expect(
-            1,
-            "warn certificate_expires_soon certificate=main left_seconds=86400.000",
-        );
+        expect(0, "error accept_failed kind=traffic address=[::1]:9464 error=too_many_files");
+        expect(1, "warn certificate_expires_soon certificate=main left_seconds=86400.000");
         expect(4, "error config_refused problems=3");
         expect(5, "info config_reloaded");
         expect(6, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(
-            13,
-            concat!(
-                "info started version=",
-                env!("CARGO_PKG_VERSION"),
-                " workers=4"
-            ),
-        );
+        expect(13, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
         expect(14, "info stopped uptime_seconds=61.005");
         expect(15, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
@@ -668,14 +571,7 @@ mod tests {
             assert_eq!(value["level"], level.as_str());
             assert_eq!(value["event"], event.kind().as_str());
         }
-        let (_, line) = logger
-            .line(
-                &Event::Stopped {
-                    uptime: Duration::from_millis(61_005),
-                },
-                at(0),
-            )
-            .unwrap();
+        let (_, line) = logger.line(&Event::Stopped { uptime: Duration::from_millis(61_005) }, at(0)).unwrap();
         assert_eq!(
             line,
             "{\"time\":\"1970-01-01T00:00:00.000Z\",\"level\":\"info\",\"event\":\"stopped\",\"uptime_seconds\":61.005}\n"
@@ -686,32 +582,15 @@ mod tests {
     fn levels_are_filtered() {
         let logger = logger(Format::Text, LogLevel::Warn);
         assert!(logger.line(&Event::ConfigReloaded, at(0)).is_none());
-        assert!(
-            logger
-                .line(
-                    &Event::UpstreamDown {
-                        upstream: name("a")
-                    },
-                    at(0)
-                )
-                .is_some()
-        );
-        assert!(
-            logger
-                .line(&Event::ConfigRefused { problems: 1 }, at(0))
-                .is_some()
-        );
+        assert!(logger.line(&Event::UpstreamDown { upstream: name("a") }, at(0)).is_some());
+        assert!(logger.line(&Event::ConfigRefused { problems: 1 }, at(0)).is_some());
     }
 
     #[test]
     fn repeated_kinds_are_cut_and_counted() {
         let logger = logger(Format::Text, LogLevel::Info);
-        let down = Event::UpstreamDown {
-            upstream: name("a"),
-        };
-        let written = (0..100)
-            .filter(|_| logger.line(&down, at(5_000)).is_some())
-            .count();
+        let down = Event::UpstreamDown { upstream: name("a") };
+        let written = (0..100).filter(|_| logger.line(&down, at(5_000)).is_some()).count();
         assert_eq!(written as u64, LINES_PER_SECOND_MAX);
         // Another kind has its own share.
         assert!(logger.line(&Event::ConfigReloaded, at(5_500)).is_some());
@@ -724,9 +603,7 @@ mod tests {
     #[test]
     fn emitted_lines_are_counted() {
         let before = lines()[LogLevel::Warn.index()].get();
-        emit(Event::RetentionWarning {
-            warning: RetentionWarning::AdminListenerNotLoopback,
-        });
+        emit(Event::RetentionWarning { warning: RetentionWarning::AdminListenerNotLoopback });
         assert!(lines()[LogLevel::Warn.index()].get() > before);
     }
 
@@ -737,14 +614,8 @@ mod tests {
         assert!(site.line > 0);
         assert_eq!(&*PanicSite::new(None).file, "unknown");
         for (path, short) in [
-            (
-                "/builder/registry/src/index-1/hyper-1.12.0/src/proto/h1/io.rs",
-                "hyper-1.12.0/src/proto/h1/io.rs",
-            ),
-            (
-                "/rustc/0123/library/core/src/option.rs",
-                "core/src/option.rs",
-            ),
+            ("/builder/registry/src/index-1/hyper-1.12.0/src/proto/h1/io.rs", "hyper-1.12.0/src/proto/h1/io.rs"),
+            ("/rustc/0123/library/core/src/option.rs", "core/src/option.rs"),
             ("/builder/generated.rs", "generated.rs"),
             ("src/main.rs", "src/main.rs"),
         ] {
@@ -768,20 +639,13 @@ mod tests {
     #[test]
     fn a_panic_does_not_print_its_message() {
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "telemetry::log::tests::child_panics",
-                "--nocapture",
-            ])
+            .args(["--exact", "telemetry::log::tests::child_panics", "--nocapture"])
             .env(CHILD, "1")
             .output()
             .unwrap();
         assert!(child.status.success());
         let printed = String::from_utf8([child.stdout, child.stderr].concat()).unwrap();
-        assert!(
-            printed.contains("error panic_caught file=src/telemetry/log.rs line="),
-            "{printed}"
-        );
+        assert!(printed.contains("error panic_caught file=src/telemetry/log.rs line="), "{printed}");
         assert!(!printed.contains("canary"), "{printed}");
     }
 }

@@ -72,14 +72,8 @@ impl Names {
         upstreams: impl IntoIterator<Item = (&'a str, Provider)>,
     ) -> Result<Self, InvalidName> {
         Ok(Self {
-            listeners: listeners
-                .into_iter()
-                .map(Name::new)
-                .collect::<Result<_, _>>()?,
-            certificates: certificates
-                .into_iter()
-                .map(Name::new)
-                .collect::<Result<_, _>>()?,
+            listeners: listeners.into_iter().map(Name::new).collect::<Result<_, _>>()?,
+            certificates: certificates.into_iter().map(Name::new).collect::<Result<_, _>>()?,
             upstreams: upstreams
                 .into_iter()
                 .map(|(name, provider)| Ok((Name::new(name)?, provider)))
@@ -109,26 +103,16 @@ impl Metrics {
         let labels = pop.map(|pop| HashMap::from([("pop".to_owned(), pop.to_owned())]));
         let registry = Registry::new_custom(None, labels).expect(STATIC);
         let families = Families::register(&registry);
-        registry
-            .register(Box::new(ProcessCollector::for_self()))
-            .expect(STATIC);
+        registry.register(Box::new(ProcessCollector::for_self())).expect(STATIC);
         for lines in log::lines().iter() {
             register(&registry, lines.clone());
         }
         families
             .build_info
-            .with_label_values(&[
-                env!("CARGO_PKG_VERSION"),
-                option_env!("NULLHOP_REVISION").unwrap_or("unknown"),
-            ])
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("NULLHOP_REVISION").unwrap_or("unknown")])
             .set(1);
         let process = Arc::new(ProcessMetrics::new(&families));
-        Self {
-            registry,
-            families,
-            process,
-            bound: Mutex::default(),
-        }
+        Self { registry, families, process, bound: Mutex::default() }
     }
 
     /// Resolves the handles of a configuration. Series that exist go on where they were. What states the present of a
@@ -141,36 +125,19 @@ impl Metrics {
         // Nothing to remove is no fault: a certificate may never have been read.
         for (name, provider) in &bound.upstreams {
             if upstreams.get(name) != Some(provider) {
-                let _ = self
-                    .families
-                    .upstream_info
-                    .remove_label_values(&[name.as_str(), provider.as_str()]);
+                let _ = self.families.upstream_info.remove_label_values(&[name.as_str(), provider.as_str()]);
             }
             if !upstreams.contains_key(name) {
-                let _ = self
-                    .families
-                    .upstream_up
-                    .remove_label_values(&[name.as_str()]);
+                let _ = self.families.upstream_up.remove_label_values(&[name.as_str()]);
             }
         }
         for name in bound.certificates.difference(&certificates) {
-            let _ = self
-                .families
-                .certificate_not_after
-                .remove_label_values(&[name.as_str()]);
+            let _ = self.families.certificate_not_after.remove_label_values(&[name.as_str()]);
         }
         let handles = Handles {
             process: self.process.clone(),
-            listeners: names
-                .listeners
-                .iter()
-                .map(|name| ListenerMetrics::new(&self.families, name))
-                .collect(),
-            certificates: names
-                .certificates
-                .iter()
-                .map(|name| CertificateMetrics::new(&self.families, name))
-                .collect(),
+            listeners: names.listeners.iter().map(|name| ListenerMetrics::new(&self.families, name)).collect(),
+            certificates: names.certificates.iter().map(|name| CertificateMetrics::new(&self.families, name)).collect(),
             upstreams: names
                 .upstreams
                 .iter()
@@ -181,10 +148,7 @@ impl Metrics {
                 .collect(),
             no_upstream: TrafficMetrics::new(&self.families, None),
         };
-        *bound = Bound {
-            certificates,
-            upstreams,
-        };
+        *bound = Bound { certificates, upstreams };
         handles
     }
 
@@ -195,9 +159,7 @@ impl Metrics {
     /// The text format 0.0.4.
     pub(crate) fn render(&self) -> String {
         // The encoder fails on families without a name, a type or a series; the registry gathers none of these.
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
 
@@ -273,23 +235,15 @@ impl ProcessMetrics {
             runtime_tasks: families.runtime_tasks.clone(),
             ready: families.ready.clone(),
             draining: families.draining.clone(),
-            reloads: ByLabel::new(|result: ReloadResult| {
-                families
-                    .config_reloads
-                    .with_label_values(&[result.as_str()])
-            }),
+            reloads: ByLabel::new(|result: ReloadResult| families.config_reloads.with_label_values(&[result.as_str()])),
             reload_successful: families.config_last_reload_successful.clone(),
             reload_success_timestamp: families.config_last_reload_success_timestamp.clone(),
             fingerprint: families.config_fingerprint.clone(),
             process_guards: ByLabel::new(|guard: ProcessGuard| {
                 families.guard_active.with_label_values(&[guard.as_str()])
             }),
-            guards: ByLabel::new(|guard: Guard| {
-                families.guards.with_label_values(&[guard.as_str()])
-            }),
-            overhead: ByLabel::new(|phase: Phase| {
-                LazyHistogram::new(&families.overhead, [phase.into()])
-            }),
+            guards: ByLabel::new(|guard: Guard| families.guards.with_label_values(&[guard.as_str()])),
+            overhead: ByLabel::new(|phase: Phase| LazyHistogram::new(&families.overhead, [phase.into()])),
         }
     }
 
@@ -306,8 +260,7 @@ impl ProcessMetrics {
         self.reload_successful.set(1);
         self.reload_success_timestamp.set(unix_seconds(at));
         // 48 bits, because a sample is a float and holds 53.
-        self.fingerprint
-            .set((fingerprint & 0xffff_ffff_ffff) as i64);
+        self.fingerprint.set((fingerprint & 0xffff_ffff_ffff) as i64);
     }
 
     pub(crate) fn config_reloaded(&self, fingerprint: u64, at: SystemTime) {
@@ -352,19 +305,13 @@ impl ListenerMetrics {
             handshake_seconds: LazyHistogram::new(&families.handshake_duration, [name.into()]),
             name: name.clone(),
             open: ByLabel::new(|protocol: Protocol| {
-                families
-                    .open_connections
-                    .with_label_values(&[listener, protocol.as_str()])
+                families.open_connections.with_label_values(&[listener, protocol.as_str()])
             }),
             refused: ByLabel::new(|reason: RefusedReason| {
-                families
-                    .connections_refused
-                    .with_label_values(&[listener, reason.as_str()])
+                families.connections_refused.with_label_values(&[listener, reason.as_str()])
             }),
             handshakes: ByLabel::new(|result: HandshakeResult| {
-                families
-                    .handshakes
-                    .with_label_values(&[listener, result.as_str()])
+                families.handshakes.with_label_values(&[listener, result.as_str()])
             }),
         }
     }
@@ -397,11 +344,7 @@ pub(crate) struct CertificateMetrics {
 
 impl CertificateMetrics {
     fn new(families: &Families, name: &Name) -> Self {
-        Self {
-            name: name.clone(),
-            not_after: OnceLock::new(),
-            family: families.certificate_not_after.clone(),
-        }
+        Self { name: name.clone(), not_after: OnceLock::new(), family: families.certificate_not_after.clone() }
     }
 
     /// For log lines.
@@ -433,10 +376,7 @@ impl UpstreamMetrics {
     /// `known`: the configuration before this one had it too, so its circuit is what it is.
     fn new(families: &Families, name: &Name, provider: Provider, known: bool) -> Self {
         let upstream = name.as_str();
-        families
-            .upstream_info
-            .with_label_values(&[upstream, provider.as_str()])
-            .set(1);
+        families.upstream_info.with_label_values(&[upstream, provider.as_str()]).set(1);
         let up = families.upstream_up.with_label_values(&[upstream]);
         if !known {
             up.set(1);
@@ -444,31 +384,20 @@ impl UpstreamMetrics {
         Self {
             traffic: TrafficMetrics::new(families, Some(name)),
             connect_seconds: LazyHistogram::new(&families.upstream_connect_duration, [name.into()]),
-            response_head_seconds: LazyHistogram::new(
-                &families.upstream_response_head,
-                [name.into()],
-            ),
+            response_head_seconds: LazyHistogram::new(&families.upstream_response_head, [name.into()]),
             name: name.clone(),
             up,
             open: ByLabel::new(|protocol: Protocol| {
-                families
-                    .upstream_open_connections
-                    .with_label_values(&[upstream, protocol.as_str()])
+                families.upstream_open_connections.with_label_values(&[upstream, protocol.as_str()])
             }),
             connects: ByLabel::new(|result: ConnectResult| {
-                families
-                    .upstream_connects
-                    .with_label_values(&[upstream, result.as_str()])
+                families.upstream_connects.with_label_values(&[upstream, result.as_str()])
             }),
             failures: ByLabel::new(|reason: FailureReason| {
-                families
-                    .upstream_failures
-                    .with_label_values(&[upstream, reason.as_str()])
+                families.upstream_failures.with_label_values(&[upstream, reason.as_str()])
             }),
             retries: ByLabel::new(|reason: RetryReason| {
-                families
-                    .upstream_retries
-                    .with_label_values(&[upstream, reason.as_str()])
+                families.upstream_retries.with_label_values(&[upstream, reason.as_str()])
             }),
         }
     }
@@ -518,11 +447,7 @@ impl TrafficMetrics {
     fn new(families: &Families, name: Option<&Name>) -> Self {
         let upstream = name.map_or(LabelValue::Static(NONE), LabelValue::from);
         let text = upstream.as_ref();
-        let bytes = |direction: Direction| {
-            families
-                .body_bytes
-                .with_label_values(&[text, direction.as_str()])
-        };
+        let bytes = |direction: Direction| families.body_bytes.with_label_values(&[text, direction.as_str()]);
         Self {
             in_flight: families.requests_in_flight.with_label_values(&[text]),
             request_bytes: bytes(Direction::Request),
@@ -530,9 +455,7 @@ impl TrafficMetrics {
             stall_seconds: LazyHistogram::new(&families.stream_stall, [upstream.clone()]),
             responses: ByLabel::new(|status: StatusLabel| {
                 ByLabel::new(|source: Source| {
-                    families
-                        .responses
-                        .with_label_values(&[text, status.as_str(), source.as_str()])
+                    families.responses.with_label_values(&[text, status.as_str(), source.as_str()])
                 })
             }),
             requests_family: families.requests.clone(),
@@ -574,10 +497,7 @@ impl TrafficMetrics {
             })
             .get(outcome)
             .inc();
-        self.durations
-            .get(operation)
-            .get(streaming.into())
-            .observe(duration);
+        self.durations.get(operation).get(streaming.into()).observe(duration);
     }
 
     /// Counts a response head.
@@ -595,9 +515,7 @@ pub(crate) struct GaugeGuard {
 impl GaugeGuard {
     pub(crate) fn new(gauge: &IntGauge) -> Self {
         gauge.inc();
-        Self {
-            gauge: gauge.clone(),
-        }
+        Self { gauge: gauge.clone() }
     }
 }
 
@@ -616,17 +534,11 @@ pub(crate) struct LazyHistogram {
 
 impl LazyHistogram {
     fn new<const N: usize>(family: &HistogramVec, labels: [LabelValue; N]) -> Self {
-        Self {
-            family: family.clone(),
-            labels: labels.into(),
-            child: OnceLock::new(),
-        }
+        Self { family: family.clone(), labels: labels.into(), child: OnceLock::new() }
     }
 
     pub(crate) fn observe(&self, duration: Duration) {
-        self.child
-            .get_or_init(|| self.family.with_label_values(&self.labels))
-            .observe(duration.as_secs_f64());
+        self.child.get_or_init(|| self.family.with_label_values(&self.labels)).observe(duration.as_secs_f64());
     }
 }
 
@@ -638,10 +550,7 @@ struct ByLabel<L, T> {
 
 impl<L: Label, T> ByLabel<L, T> {
     fn new(item: impl FnMut(L) -> T) -> Self {
-        Self {
-            items: L::ALL.iter().copied().map(item).collect(),
-            label: PhantomData,
-        }
+        Self { items: L::ALL.iter().copied().map(item).collect(), label: PhantomData }
     }
 
     fn get(&self, label: L) -> &T {
@@ -686,10 +595,7 @@ pub(crate) async fn sample_lag(handles: Arc<Handles>) {
     // The handles of a configuration must not live on here after the next reload.
     drop(handles);
     let runtime = tokio::runtime::Handle::current().metrics();
-    let mut tasks = TaskShare {
-        gauge: process.runtime_tasks.clone(),
-        share: 0,
-    };
+    let mut tasks = TaskShare { gauge: process.runtime_tasks.clone(), share: 0 };
     loop {
         tasks.set(runtime.num_alive_tasks());
         let due = tokio::time::Instant::now() + LAG_INTERVAL;
@@ -759,37 +665,22 @@ struct Families {
 
 impl Families {
     fn register(registry: &Registry) -> Self {
-        let gauge =
-            |name: &str, help: &str| register(registry, IntGauge::new(name, help).expect(STATIC));
+        let gauge = |name: &str, help: &str| register(registry, IntGauge::new(name, help).expect(STATIC));
         let gauges = |name: &str, labels: &[&str], help: &str| {
-            register(
-                registry,
-                IntGaugeVec::new(Opts::new(name, help), labels).expect(STATIC),
-            )
+            register(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect(STATIC))
         };
         let counters = |name: &str, labels: &[&str], help: &str| {
-            register(
-                registry,
-                IntCounterVec::new(Opts::new(name, help), labels).expect(STATIC),
-            )
+            register(registry, IntCounterVec::new(Opts::new(name, help), labels).expect(STATIC))
         };
         let histograms = |name: &str, buckets: &[f64], labels: &[&str], help: &str| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             register(registry, HistogramVec::new(options, labels).expect(STATIC))
         };
         Self {
-            build_info: gauges(
-                "nullhop_build_info",
-                &["version", "revision"],
-                "Which build runs here? Constant 1.",
-            ),
+            build_info: gauges("nullhop_build_info", &["version", "revision"], "Which build runs here? Constant 1."),
             ready: gauge("nullhop_ready", "Would readiness say yes?"),
             draining: gauge("nullhop_draining", "Is it shutting down?"),
-            config_reloads: counters(
-                "nullhop_config_reloads_total",
-                &[ReloadResult::NAME],
-                "Do reloads work?",
-            ),
+            config_reloads: counters("nullhop_config_reloads_total", &[ReloadResult::NAME], "Do reloads work?"),
             config_last_reload_successful: gauge(
                 "nullhop_config_last_reload_successful",
                 "Is the running configuration the newest one?",
@@ -802,11 +693,7 @@ impl Families {
                 "nullhop_config_fingerprint",
                 "Do all PoPs run the same configuration? 48 bits over the configuration without its secrets.",
             ),
-            guard_active: gauges(
-                "nullhop_guard_active",
-                &[ProcessGuard::NAME],
-                "Is every retention guard in force?",
-            ),
+            guard_active: gauges("nullhop_guard_active", &[ProcessGuard::NAME], "Is every retention guard in force?"),
             guards: counters(
                 "nullhop_guard_total",
                 &[Guard::NAME],
@@ -826,11 +713,7 @@ impl Families {
                 &["listener", Protocol::NAME],
                 "How many clients are connected?",
             ),
-            connections: counters(
-                "nullhop_connections_total",
-                &["listener"],
-                "How fast do they come?",
-            ),
+            connections: counters("nullhop_connections_total", &["listener"], "How fast do they come?"),
             connections_refused: counters(
                 "nullhop_connections_refused_total",
                 &["listener", RefusedReason::NAME],
@@ -862,11 +745,7 @@ impl Families {
                 &["upstream", StatusLabel::NAME, Source::NAME],
                 "Which status codes, and did we or the provider write them?",
             ),
-            requests_in_flight: gauges(
-                "nullhop_requests_in_flight",
-                &["upstream"],
-                "How many streams are open?",
-            ),
+            requests_in_flight: gauges("nullhop_requests_in_flight", &["upstream"], "How many streams are open?"),
             request_duration: histograms(
                 "nullhop_request_duration_seconds",
                 DURATION,
@@ -879,11 +758,7 @@ impl Families {
                 &[Phase::NAME],
                 "What does nullhop itself add? Chunks are sampled 1 in 64.",
             ),
-            body_bytes: counters(
-                "nullhop_body_bytes_total",
-                &["upstream", Direction::NAME],
-                "How much is relayed?",
-            ),
+            body_bytes: counters("nullhop_body_bytes_total", &["upstream", Direction::NAME], "How much is relayed?"),
             stream_stall: histograms(
                 "nullhop_stream_stall_seconds",
                 STALL,
@@ -896,11 +771,7 @@ impl Families {
                 &["upstream", Provider::NAME],
                 "What is behind a name? Constant 1.",
             ),
-            upstream_up: gauges(
-                "nullhop_upstream_up",
-                &["upstream"],
-                "Is the circuit closed (1) or open (0)?",
-            ),
+            upstream_up: gauges("nullhop_upstream_up", &["upstream"], "Is the circuit closed (1) or open (0)?"),
             upstream_open_connections: gauges(
                 "nullhop_upstream_open_connections",
                 &["upstream", Protocol::NAME],
@@ -943,10 +814,7 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> C
 }
 
 fn unix_seconds(time: SystemTime) -> i64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// Names, labels and buckets are constants of this file, and the tests register them all.
@@ -955,20 +823,14 @@ const STATIC: &str = "a constant of the metrics module is wrong";
 const LAG_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Set D. Doubling from 10 ms to 11 minutes, as OpenTelemetry's GenAI conventions start.
-const DURATION: &[f64] = &[
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
-    327.68, 655.36,
-];
+const DURATION: &[f64] =
+    &[0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
 
 /// Set O.
-const OVERHEAD: &[f64] = &[
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25,
-];
+const OVERHEAD: &[f64] = &[0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
 
 /// Set C.
-const CONNECT: &[f64] = &[
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-];
+const CONNECT: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// Set S.
 const STALL: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0];
@@ -995,26 +857,18 @@ mod tests {
     }
 
     fn two_upstreams() -> Names {
-        names(&[
-            ("openai", Provider::Openai),
-            ("claude", Provider::Anthropic),
-        ])
+        names(&[("openai", Provider::Openai), ("claude", Provider::Anthropic)])
     }
 
     fn value(metrics: &Metrics, series: &str) -> Option<f64> {
-        let found: Vec<Sample> = samples(&metrics.render())
-            .into_iter()
-            .filter(|sample| sample.series() == series)
-            .collect();
+        let found: Vec<Sample> =
+            samples(&metrics.render()).into_iter().filter(|sample| sample.series() == series).collect();
         assert!(found.len() <= 1, "{series} twice");
         found.first().map(|sample| sample.value)
     }
 
     fn count(metrics: &Metrics, name: &str) -> usize {
-        samples(&metrics.render())
-            .iter()
-            .filter(|sample| sample.name == name)
-            .count()
+        samples(&metrics.render()).iter().filter(|sample| sample.name == name).count()
     }
 
     #[test]
@@ -1037,51 +891,28 @@ mod tests {
             ("nullhop_guard_total", Guard::ALL.len()),
             ("nullhop_open_connections", Protocol::ALL.len()),
             ("nullhop_connections_total", 1),
-            (
-                "nullhop_connections_refused_total",
-                RefusedReason::ALL.len(),
-            ),
+            ("nullhop_connections_refused_total", RefusedReason::ALL.len()),
             ("nullhop_tls_handshakes_total", HandshakeResult::ALL.len()),
             // The two upstreams and `none`.
             ("nullhop_requests_in_flight", 3),
             ("nullhop_body_bytes_total", 3 * Direction::ALL.len()),
-            (
-                "nullhop_responses_total",
-                3 * StatusLabel::ALL.len() * Source::ALL.len(),
-            ),
+            ("nullhop_responses_total", 3 * StatusLabel::ALL.len() * Source::ALL.len()),
             // Not `none`.
             ("nullhop_upstream_open_connections", 2 * Protocol::ALL.len()),
-            (
-                "nullhop_upstream_connects_total",
-                2 * ConnectResult::ALL.len(),
-            ),
-            (
-                "nullhop_upstream_failures_total",
-                2 * FailureReason::ALL.len(),
-            ),
+            ("nullhop_upstream_connects_total", 2 * ConnectResult::ALL.len()),
+            ("nullhop_upstream_failures_total", 2 * FailureReason::ALL.len()),
             ("nullhop_upstream_retries_total", 2 * RetryReason::ALL.len()),
         ] {
-            let found: Vec<Sample> = samples(&metrics.render())
-                .into_iter()
-                .filter(|sample| sample.name == name)
-                .collect();
+            let found: Vec<Sample> =
+                samples(&metrics.render()).into_iter().filter(|sample| sample.name == name).collect();
             assert_eq!(found.len(), series, "{name}");
             assert!(found.iter().all(|sample| sample.value == 0.0), "{name}");
         }
-        assert_eq!(
-            value(&metrics, "nullhop_upstream_up{upstream=claude}"),
-            Some(1.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_upstream_up{upstream=claude}"), Some(1.0));
         // Starts at the first request.
         assert_eq!(count(&metrics, "nullhop_requests_total"), 0);
         // Starts when a certificate was read.
-        assert_eq!(
-            count(
-                &metrics,
-                "nullhop_tls_certificate_not_after_timestamp_seconds"
-            ),
-            0
-        );
+        assert_eq!(count(&metrics, "nullhop_tls_certificate_not_after_timestamp_seconds"), 0);
         // Start at use.
         assert!(!metrics.render().contains(" histogram"));
     }
@@ -1092,19 +923,10 @@ mod tests {
         let handles = metrics.bind(&two_upstreams());
         let traffic = handles.traffic(Some(OPENAI));
         let second = Duration::from_secs(1);
-        traffic.finished(
-            Operation::Messages,
-            Mode::Byok,
-            true,
-            Outcome::UpstreamCut,
-            second,
-        );
+        traffic.finished(Operation::Messages, Mode::Byok, true, Outcome::UpstreamCut, second);
         traffic.finished(Operation::Messages, Mode::Byok, false, Outcome::Ok, second);
 
-        assert_eq!(
-            count(&metrics, "nullhop_requests_total"),
-            Outcome::ALL.len()
-        );
+        assert_eq!(count(&metrics, "nullhop_requests_total"), Outcome::ALL.len());
         let series = "nullhop_requests_total{mode=byok,operation=messages,outcome=upstream_cut,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
         assert_eq!(count(&metrics, "nullhop_request_duration_seconds_count"), 2);
@@ -1112,15 +934,8 @@ mod tests {
                       {le=1.28,operation=messages,streaming=true,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
 
-        handles.no_upstream().finished(
-            Operation::Other,
-            Mode::None,
-            false,
-            Outcome::ClientError,
-            second,
-        );
-        let series =
-            "nullhop_requests_total{mode=none,operation=other,outcome=client_error,upstream=none}";
+        handles.no_upstream().finished(Operation::Other, Mode::None, false, Outcome::ClientError, second);
+        let series = "nullhop_requests_total{mode=none,operation=other,outcome=client_error,upstream=none}";
         assert_eq!(value(&metrics, series), Some(1.0));
     }
 
@@ -1131,67 +946,28 @@ mod tests {
         let in_flight = GaugeGuard::new(&old.upstream(OPENAI).traffic.in_flight);
         old.upstream(OPENAI).set_up(false);
         old.upstream(OPENAI).failures(FailureReason::Reset).inc();
-        old.upstream(UpstreamId(1))
-            .retries(RetryReason::Status)
-            .inc();
+        old.upstream(UpstreamId(1)).retries(RetryReason::Status).inc();
         old.listener(MAIN).connections.inc();
-        old.certificate(CertificateId(0))
-            .set_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(7));
+        old.certificate(CertificateId(0)).set_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(7));
 
         let openai_only = Names::new(["main"], [], [("openai", Provider::Compatible)]).unwrap();
         let new = metrics.bind(&openai_only);
         new.listener(MAIN).connections.inc();
-        assert_eq!(
-            value(&metrics, "nullhop_connections_total{listener=main}"),
-            Some(2.0)
-        );
-        assert_eq!(
-            value(
-                &metrics,
-                "nullhop_upstream_failures_total{reason=reset,upstream=openai}"
-            ),
-            Some(1.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_connections_total{listener=main}"), Some(2.0));
+        assert_eq!(value(&metrics, "nullhop_upstream_failures_total{reason=reset,upstream=openai}"), Some(1.0));
         // An open circuit does not close because the file was read again.
-        assert_eq!(
-            value(&metrics, "nullhop_upstream_up{upstream=openai}"),
-            Some(0.0)
-        );
-        assert_eq!(
-            value(
-                &metrics,
-                "nullhop_upstream_info{provider=compatible,upstream=openai}"
-            ),
-            Some(1.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_upstream_up{upstream=openai}"), Some(0.0));
+        assert_eq!(value(&metrics, "nullhop_upstream_info{provider=compatible,upstream=openai}"), Some(1.0));
         assert_eq!(count(&metrics, "nullhop_upstream_info"), 1);
         assert_eq!(count(&metrics, "nullhop_upstream_up"), 1);
-        assert_eq!(
-            count(
-                &metrics,
-                "nullhop_tls_certificate_not_after_timestamp_seconds"
-            ),
-            0
-        );
-        assert_eq!(
-            value(
-                &metrics,
-                "nullhop_upstream_retries_total{reason=status,upstream=claude}"
-            ),
-            Some(1.0)
-        );
+        assert_eq!(count(&metrics, "nullhop_tls_certificate_not_after_timestamp_seconds"), 0);
+        assert_eq!(value(&metrics, "nullhop_upstream_retries_total{reason=status,upstream=claude}"), Some(1.0));
 
         // What began under the old configuration ends under the new one.
-        assert_eq!(
-            value(&metrics, "nullhop_requests_in_flight{upstream=openai}"),
-            Some(1.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_requests_in_flight{upstream=openai}"), Some(1.0));
         drop(old);
         drop(in_flight);
-        assert_eq!(
-            value(&metrics, "nullhop_requests_in_flight{upstream=openai}"),
-            Some(0.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_requests_in_flight{upstream=openai}"), Some(0.0));
     }
 
     #[test]
@@ -1199,45 +975,18 @@ mod tests {
         let metrics = Metrics::new(None);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_735_689_600);
         metrics.process().config_loaded(u64::MAX, at);
-        assert_eq!(
-            value(&metrics, "nullhop_config_fingerprint"),
-            Some(281_474_976_710_655.0)
-        );
-        assert_eq!(
-            value(
-                &metrics,
-                "nullhop_config_last_reload_success_timestamp_seconds"
-            ),
-            Some(1_735_689_600.0)
-        );
-        assert_eq!(
-            value(&metrics, "nullhop_config_reloads_total{result=ok}"),
-            Some(0.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(281_474_976_710_655.0));
+        assert_eq!(value(&metrics, "nullhop_config_last_reload_success_timestamp_seconds"), Some(1_735_689_600.0));
+        assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=ok}"), Some(0.0));
 
         metrics.process().config_refused();
-        assert_eq!(
-            value(&metrics, "nullhop_config_last_reload_successful"),
-            Some(0.0)
-        );
-        assert_eq!(
-            value(&metrics, "nullhop_config_reloads_total{result=error}"),
-            Some(1.0)
-        );
-        assert_eq!(
-            value(&metrics, "nullhop_config_fingerprint"),
-            Some(281_474_976_710_655.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_config_last_reload_successful"), Some(0.0));
+        assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=error}"), Some(1.0));
+        assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(281_474_976_710_655.0));
 
         metrics.process().config_reloaded(5, at);
-        assert_eq!(
-            value(&metrics, "nullhop_config_last_reload_successful"),
-            Some(1.0)
-        );
-        assert_eq!(
-            value(&metrics, "nullhop_config_reloads_total{result=ok}"),
-            Some(1.0)
-        );
+        assert_eq!(value(&metrics, "nullhop_config_last_reload_successful"), Some(1.0));
+        assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=ok}"), Some(1.0));
         assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(5.0));
     }
 
@@ -1274,9 +1023,7 @@ mod tests {
         let handles = Arc::new(metrics.bind(&two_upstreams()));
         let tasks = || value(&metrics, "nullhop_runtime_tasks").unwrap();
         block_on_local(async {
-            let idle: Vec<_> = (0..5)
-                .map(|_| tokio::task::spawn_local(std::future::pending::<()>()))
-                .collect();
+            let idle: Vec<_> = (0..5).map(|_| tokio::task::spawn_local(std::future::pending::<()>())).collect();
             let sampler = tokio::task::spawn_local(sample_lag(handles.clone()));
             tokio::time::sleep(Duration::from_millis(350)).await;
             assert_eq!(tasks(), 6.0);
@@ -1290,10 +1037,7 @@ mod tests {
     }
 
     fn block_on_local(test: impl Future<Output = ()>) {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build_local(LocalOptions::default())
-            .unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
         runtime.block_on(test);
     }
 }

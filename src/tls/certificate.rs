@@ -59,19 +59,16 @@ impl Names {
 
     /// Whether a host (a DNS name or an IP address, an IPv6 address with or without brackets, no port) is covered.
     pub fn contains(&self, host: &str) -> bool {
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(host);
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(ip) = bare.parse::<IpAddr>() {
             return self.ips.contains(&ip.to_canonical());
         }
         let host = host.strip_suffix('.').unwrap_or(host);
         self.dns.iter().any(|name| match name.strip_prefix("*.") {
             // A wildcard stands for exactly one label (RFC 9525, 6.3).
-            Some(parent) => host
-                .split_once('.')
-                .is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(parent)),
+            Some(parent) => {
+                host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest.eq_ignore_ascii_case(parent))
+            }
             None => name.eq_ignore_ascii_case(host),
         })
     }
@@ -110,9 +107,7 @@ impl KeyPair {
         part: &Part,
         now: SystemTime,
     ) -> Result<Self, TlsFault> {
-        let leaf = chain
-            .first()
-            .ok_or_else(|| TlsFault::NoSection { part: part.clone() })?;
+        let leaf = chain.first().ok_or_else(|| TlsFault::NoSection { part: part.clone() })?;
         let facts = facts(leaf).ok_or_else(|| TlsFault::Invalid { part: part.clone() })?;
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
@@ -122,11 +117,7 @@ impl KeyPair {
         if facts.not_after < epoch_seconds(now) {
             return Err(TlsFault::Expired { part: part.clone() });
         }
-        Ok(Self {
-            certified: Arc::new(certified),
-            names: facts.names,
-            not_after: facts.not_after,
-        })
+        Ok(Self { certified: Arc::new(certified), names: facts.names, not_after: facts.not_after })
     }
 
     /// Makes a certificate in memory: ECDSA P-256, valid for [`SELF_SIGNED_DAYS`], for `localhost`, the loopback
@@ -144,17 +135,11 @@ impl KeyPair {
         // An hour back, for clients whose clock is behind.
         params.not_before = issued - Duration::from_secs(3600);
         params.not_after = issued + SELF_SIGNED_DAYS;
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "nullhop self-signed");
-        params
-            .extended_key_usages
-            .push(rcgen::ExtendedKeyUsagePurpose::ServerAuth);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "nullhop self-signed");
+        params.extended_key_usages.push(rcgen::ExtendedKeyUsagePurpose::ServerAuth);
 
         let mut pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|_| TlsFault::Crypto)?;
-        let chain = params
-            .self_signed(&pair)
-            .map(|certificate| vec![certificate.der().clone()]);
+        let chain = params.self_signed(&pair).map(|certificate| vec![certificate.der().clone()]);
         let key = Zeroizing::new(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der())));
         pair.zeroize();
         let key = any_supported_type(&key).map_err(|_| TlsFault::Crypto)?;
@@ -194,16 +179,10 @@ pub(super) fn key_from_pem(pem: &[u8], part: &Part) -> Result<Arc<dyn SigningKey
 
 /// Reads a file whole, in a buffer that is wiped on drop.
 pub(super) fn read(path: &PathBuf, part: &Part) -> Result<(Stat, Zeroizing<Vec<u8>>), TlsFault> {
-    let unreadable = |error: io::Error| TlsFault::Unreadable {
-        part: part.clone(),
-        kind: error.kind(),
-    };
+    let unreadable = |error: io::Error| TlsFault::Unreadable { part: part.clone(), kind: error.kind() };
     // Asked before opening: opening a pipe would wait for its writer.
     if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(TlsFault::Unreadable {
-            part: part.clone(),
-            kind: io::ErrorKind::InvalidInput,
-        });
+        return Err(TlsFault::Unreadable { part: part.clone(), kind: io::ErrorKind::InvalidInput });
     }
     let mut file = fs::File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
@@ -212,10 +191,7 @@ pub(super) fn read(path: &PathBuf, part: &Part) -> Result<(Stat, Zeroizing<Vec<u
     }
     // One byte more than the file holds, so that reading to its end does not move the buffer and leave a copy behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
-    Read::by_ref(&mut file)
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    Read::by_ref(&mut file).take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
     Ok((Stat::of(&metadata), bytes))
 }
 
@@ -243,12 +219,7 @@ struct Seen {
 
 impl FileGroup {
     pub(super) fn new(files: Vec<(PathBuf, Part)>) -> Self {
-        Self {
-            files,
-            seen: Vec::new(),
-            unread: None,
-            digests: RandomState::new(),
-        }
+        Self { files, seen: Vec::new(), unread: None, digests: RandomState::new() }
     }
 
     /// The contents of all files in their order if any of them differs from what was last seen, else `None`.
@@ -278,11 +249,7 @@ impl FileGroup {
         for (path, part) in &self.files {
             let (stat, bytes) = read(path, part)?;
             let racy = stat.changed_s.saturating_add(RACY_S) >= epoch_seconds(now) as i64;
-            seen.push(Seen {
-                stat,
-                digest: self.digests.hash_one(bytes.as_slice()),
-                racy,
-            });
+            seen.push(Seen { stat, digest: self.digests.hash_one(bytes.as_slice()), racy });
             contents.push(bytes);
         }
         let same =
@@ -329,9 +296,8 @@ pub(super) fn epoch_seconds(time: SystemTime) -> u64 {
 }
 
 fn sections<T: PemObject>(pem: &[u8], part: &Part) -> Result<Vec<T>, TlsFault> {
-    let items: Vec<T> = T::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|_| TlsFault::NotPem { part: part.clone() })?;
+    let items: Vec<T> =
+        T::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| TlsFault::NotPem { part: part.clone() })?;
     match items.is_empty() {
         true => Err(TlsFault::NoSection { part: part.clone() }),
         false => Ok(items),
@@ -365,10 +331,7 @@ fn facts(certificate: &[u8]) -> Option<Facts> {
 
     let (_not_before, validity) = validity.any()?;
     let (not_after, _) = validity.any()?;
-    let mut facts = Facts {
-        names: Names::default(),
-        not_after: time(not_after)?,
-    };
+    let mut facts = Facts { names: Names::default(), not_after: time(not_after)? };
 
     let mut extensions = Der(&[]);
     while let Some((tag_and_value, rest)) = tbs.any() {
@@ -389,10 +352,7 @@ fn facts(certificate: &[u8]) -> Option<Facts> {
         while let Some(((tag, name), rest)) = names.any() {
             names = rest;
             match (tag, name.0) {
-                (SAN_DNS, name) => facts
-                    .names
-                    .dns
-                    .push(std::str::from_utf8(name).ok()?.to_ascii_lowercase()),
+                (SAN_DNS, name) => facts.names.dns.push(std::str::from_utf8(name).ok()?.to_ascii_lowercase()),
                 (SAN_IP, &[a, b, c, d]) => facts.names.ips.push(Ipv4Addr::new(a, b, c, d).into()),
                 (SAN_IP, name) => {
                     let bytes: [u8; 16] = name.try_into().ok()?;
@@ -412,8 +372,7 @@ struct Der<'a>(&'a [u8]);
 impl<'a> Der<'a> {
     /// The contents of the next value if it has this tag, and what follows it.
     fn take(self, tag: u8) -> Option<(Der<'a>, Der<'a>)> {
-        self.any()
-            .and_then(|((found, value), rest)| (found == tag).then_some((value, rest)))
+        self.any().and_then(|((found, value), rest)| (found == tag).then_some((value, rest)))
     }
 
     /// The next value's tag and contents, and what follows it.
@@ -437,9 +396,7 @@ impl<'a> Der<'a> {
 fn time((tag, Der(text)): (u8, Der<'_>)) -> Option<u64> {
     let text = text.strip_suffix(b"Z")?;
     let number = |digits: &[u8]| {
-        digits.iter().try_fold(0u64, |sum, byte| {
-            byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0'))
-        })
+        digits.iter().try_fold(0u64, |sum, byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
     };
     let (year, rest) = match (tag, text.len()) {
         (UTC_TIME, 12) => match number(&text[..2])? {
@@ -458,11 +415,7 @@ fn time((tag, Der(text)): (u8, Der<'_>)) -> Option<u64> {
         return Some(0);
     }
     // Days from civil, counted in years that begin in March so that the leap day comes last.
-    let (years, months) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
+    let (years, months) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = years * 365 + years / 4 - years / 100 + years / 400 + (months * 153 + 2) / 5 + day - 1;
     Some((days - DAYS_TO_EPOCH) * 86_400 + hour * 3600 + minute * 60 + second)
 }

@@ -102,11 +102,7 @@ impl ClientTls {
         config.require_ems = true;
         config.cert_compressors = Vec::new();
         config.cert_decompressors = Vec::new();
-        Ok(Self {
-            config: Arc::new(config),
-            alpn: settings.alpn,
-            server_name: settings.server_name,
-        })
+        Ok(Self { config: Arc::new(config), alpn: settings.alpn, server_name: settings.server_name })
     }
 
     /// The configuration for rustls.

@@ -102,16 +102,10 @@ impl fmt::Display for TlsFault {
             Self::Expired { part } => write!(f, "{part} has expired; renew it"),
             Self::Invalid { part } => write!(f, "{part} is PEM but cannot be used; export it again"),
             Self::KeyEncrypted { part } => {
-                write!(
-                    f,
-                    "{part} has a passphrase; store it without (`openssl pkey -in KEY -out PLAIN`)"
-                )
+                write!(f, "{part} has a passphrase; store it without (`openssl pkey -in KEY -out PLAIN`)")
             }
             Self::KeyMismatch { part } => {
-                write!(
-                    f,
-                    "{part} and its key do not belong together; install the pair from one issuance"
-                )
+                write!(f, "{part} and its key do not belong together; install the pair from one issuance")
             }
             Self::KeyUnsupported { part } => {
                 write!(
@@ -121,24 +115,17 @@ impl fmt::Display for TlsFault {
             }
             Self::NoCertificates => f.write_str("no certificate is configured; name one, or ask for a self-signed one"),
             Self::NoSection { part } => {
-                write!(
-                    f,
-                    "{part} holds no PEM section of the right kind; are two paths swapped?"
-                )
+                write!(f, "{part} holds no PEM section of the right kind; are two paths swapped?")
             }
-            Self::NotPem { part } => write!(
-                f,
-                "{part} is not well-formed PEM; convert it (`openssl x509 -inform der`)"
-            ),
+            Self::NotPem { part } => {
+                write!(f, "{part} is not well-formed PEM; convert it (`openssl x509 -inform der`)")
+            }
             Self::SelfSignedName { part } => {
                 write!(f, "{part} lists a name that is neither a DNS name nor an IP address")
             }
             Self::TooLarge { part } => write!(f, "{part} is larger than 4 MiB; is it the right file?"),
             Self::Unreadable { part, kind } => {
-                write!(
-                    f,
-                    "{part} cannot be read ({kind}); check its path and the permissions of the service user"
-                )
+                write!(f, "{part} cannot be read ({kind}); check its path and the permissions of the service user")
             }
         }
     }

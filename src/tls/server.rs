@@ -151,11 +151,7 @@ impl ServerTls {
     /// nothing older to stay with.
     pub fn load(settings: ServerSettings, keys: SessionKeys, now: SystemTime) -> Result<Self, TlsFault> {
         let provider = super::provider();
-        let default = settings
-            .certificates
-            .iter()
-            .position(|source| source.default)
-            .unwrap_or(0);
+        let default = settings.certificates.iter().position(|source| source.default).unwrap_or(0);
         let certificates = settings
             .certificates
             .into_iter()
@@ -165,11 +161,7 @@ impl ServerTls {
             return Err(TlsFault::NoCertificates);
         }
         let client_auth = LoadedClientAuth::load(settings.client_auth, settings.crl, &provider, now)?;
-        let loaded = Loaded {
-            certificates,
-            default,
-            client_auth,
-        };
+        let loaded = Loaded { certificates, default, client_auth };
         let current = build(&loaded, settings.min_version, settings.strict_sni, &keys, &provider)?;
         Ok(Self {
             provider,
@@ -193,9 +185,7 @@ impl ServerTls {
 
     /// The last second of validity of a certificate, since the Unix epoch.
     pub fn not_after(&self, certificate: &str) -> Option<u64> {
-        self.expiries()
-            .into_iter()
-            .find_map(|(name, not_after)| (name == certificate).then_some(not_after))
+        self.expiries().into_iter().find_map(|(name, not_after)| (name == certificate).then_some(not_after))
     }
 
     /// The first certificate in force, for clients that must be told to trust it, as PEM.
@@ -208,12 +198,7 @@ impl ServerTls {
     /// Every certificate in force with its last second of validity, in the order of the settings.
     pub fn expiries(&self) -> Vec<(String, u64)> {
         let current = self.current();
-        current
-            .certificates
-            .entries
-            .iter()
-            .map(|entry| (entry.name.clone(), entry.pair.not_after))
-            .collect()
+        current.certificates.entries.iter().map(|entry| (entry.name.clone(), entry.pair.not_after)).collect()
     }
 
     /// Looks at the files again and takes over what changed. Each certificate stands for itself: a broken pair is refused
@@ -233,18 +218,13 @@ impl ServerTls {
         }
         if let Some(client_auth) = &mut loaded.client_auth {
             let refreshed = client_auth.refresh(&self.provider, now);
-            outcomes.extend(refreshed.map(|result| ReloadOutcome {
-                part: Part::ClientCa,
-                result,
-            }));
+            outcomes.extend(refreshed.map(|result| ReloadOutcome { part: Part::ClientCa, result }));
         }
         if outcomes.iter().any(|outcome| outcome.result.is_ok()) {
             match build(&loaded, self.min_version, self.strict_sni, &self.keys, &self.provider) {
                 Ok(next) => *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next),
                 // Every part was checked on its own, so only the provider is left to fail.
-                Err(fault) => outcomes
-                    .iter_mut()
-                    .for_each(|outcome| outcome.result = Err(fault.clone())),
+                Err(fault) => outcomes.iter_mut().for_each(|outcome| outcome.result = Err(fault.clone())),
             }
         }
         outcomes
@@ -329,14 +309,10 @@ impl LoadedCertificate {
         let chain_part = Part::Certificate(name.clone());
         let key_part = Part::Key(name.clone());
         let mut origin = match source.kind {
-            CertificateKind::Files {
-                cert,
-                key: KeySource::File(key),
-            } => Origin::Files(FileGroup::new(vec![(cert, chain_part), (key, key_part)])),
-            CertificateKind::Files {
-                cert,
-                key: KeySource::Pem(pem),
-            } => {
+            CertificateKind::Files { cert, key: KeySource::File(key) } => {
+                Origin::Files(FileGroup::new(vec![(cert, chain_part), (key, key_part)]))
+            }
+            CertificateKind::Files { cert, key: KeySource::Pem(pem) } => {
                 let key = key_from_pem(&pem, &key_part)?;
                 Origin::ChainFile(FileGroup::new(vec![(cert, chain_part)]), key)
             }
@@ -398,27 +374,17 @@ impl LoadedClientAuth {
             ClientAuth::Optional { ca_pem_path } => (ca_pem_path, false),
             ClientAuth::Required { ca_pem_path } => (ca_pem_path, true),
         };
-        let files = [(ca, Part::ClientCa)]
-            .into_iter()
-            .chain(crl.map(|path| (path, Part::Crl)));
+        let files = [(ca, Part::ClientCa)].into_iter().chain(crl.map(|path| (path, Part::Crl)));
         let mut files = FileGroup::new(files.collect());
-        let contents = files
-            .changed(now)?
-            .ok_or(TlsFault::NoSection { part: Part::ClientCa })?;
+        let contents = files.changed(now)?.ok_or(TlsFault::NoSection { part: Part::ClientCa })?;
         let verifier = verifier(&contents, required, provider)?;
-        Ok(Some(Self {
-            files,
-            required,
-            verifier,
-        }))
+        Ok(Some(Self { files, required, verifier }))
     }
 
     fn refresh(&mut self, provider: &Arc<CryptoProvider>, now: SystemTime) -> Option<Result<(), TlsFault>> {
         let contents = self.files.changed(now).transpose()?;
         Some(
-            contents
-                .and_then(|contents| verifier(&contents, self.required, provider))
-                .map(|next| self.verifier = next),
+            contents.and_then(|contents| verifier(&contents, self.required, provider)).map(|next| self.verifier = next),
         )
     }
 }
@@ -433,9 +399,7 @@ fn verifier(
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsFault> {
     let mut roots = RootCertStore::empty();
     for authority in chain_from_pem(&contents[0], &Part::ClientCa)? {
-        roots
-            .add(authority)
-            .map_err(|_| TlsFault::Invalid { part: Part::ClientCa })?;
+        roots.add(authority).map_err(|_| TlsFault::Invalid { part: Part::ClientCa })?;
     }
     let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     if let Some(pem) = contents.get(1) {
@@ -490,10 +454,7 @@ fn build(
     config.cert_decompressors = Vec::new();
     config.cert_compression_cache = Arc::new(CompressionCache::Disabled);
 
-    Ok(Current {
-        config: Arc::new(config),
-        certificates,
-    })
+    Ok(Current { config: Arc::new(config), certificates })
 }
 
 /// The certificates of one generation, by name.
@@ -531,10 +492,7 @@ impl Certificates {
                 map.entry(name.to_owned()).or_default().push(index);
             }
             this.names.merge(&certificate.pair.names);
-            this.entries.push(Entry {
-                name: certificate.name.clone(),
-                pair: certificate.pair.clone(),
-            });
+            this.entries.push(Entry { name: certificate.name.clone(), pair: certificate.pair.clone() });
         }
         this
     }
@@ -542,11 +500,9 @@ impl Certificates {
     fn candidates(&self, server_name: &str) -> Option<&Vec<usize>> {
         let server_name = server_name.to_ascii_lowercase();
         let server_name = server_name.strip_suffix('.').unwrap_or(&server_name);
-        self.exact.get(server_name).or_else(|| {
-            server_name
-                .split_once('.')
-                .and_then(|(_label, parent)| self.wildcard.get(parent))
-        })
+        self.exact
+            .get(server_name)
+            .or_else(|| server_name.split_once('.').and_then(|(_label, parent)| self.wildcard.get(parent)))
     }
 }
 
@@ -554,18 +510,13 @@ impl ResolvesServerCert for Certificates {
     /// An exact name goes before a wildcard, and among certificates with the same name the first whose key the client can
     /// verify, so that an ECDSA and an RSA certificate can stand side by side.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let found = hello
-            .server_name()
-            .and_then(|name| self.candidates(name))
-            .map(|candidates| {
-                let schemes = hello.signature_schemes();
-                let usable = |&&index: &&usize| self.entries[index].pair.certified.key.choose_scheme(schemes).is_some();
-                // If the client can verify none of them, rustls will say so better than we can.
-                *candidates.iter().find(usable).unwrap_or(&candidates[0])
-            });
-        found
-            .or(self.default)
-            .map(|index| self.entries[index].pair.certified.clone())
+        let found = hello.server_name().and_then(|name| self.candidates(name)).map(|candidates| {
+            let schemes = hello.signature_schemes();
+            let usable = |&&index: &&usize| self.entries[index].pair.certified.key.choose_scheme(schemes).is_some();
+            // If the client can verify none of them, rustls will say so better than we can.
+            *candidates.iter().find(usable).unwrap_or(&candidates[0])
+        });
+        found.or(self.default).map(|index| self.entries[index].pair.certified.clone())
     }
 }
 

@@ -73,14 +73,7 @@ async fn both_versions_and_every_alpn_choice() {
         for (offered, expected) in cases {
             let client = site.client(version, offered);
             let (mut client, (mut server, negotiated)) = shake(&tls, &client, "api.example").await;
-            assert_eq!(
-                negotiated,
-                Negotiated {
-                    protocol: expected,
-                    sni: Sni::Matched,
-                    resumed: false
-                }
-            );
+            assert_eq!(negotiated, Negotiated { protocol: expected, sni: Sni::Matched, resumed: false });
             assert_eq!(client.get_ref().1.protocol_version(), Some(version.version));
             talk(&mut client, &mut server).await;
         }
@@ -122,23 +115,16 @@ async fn key_exchange_is_hybrid_where_the_client_can() {
     provider.kx_groups.retain(|group| group.name() == NamedGroup::X25519);
     let client = site.client_with(provider, &TLS13, &[]);
     let (client, _) = shake(&tls, &client, "api.example").await;
-    assert_eq!(
-        client.get_ref().1.negotiated_key_exchange_group().unwrap().name(),
-        NamedGroup::X25519
-    );
+    assert_eq!(client.get_ref().1.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519);
 }
 
 #[tokio::test]
 async fn the_server_name_chooses_the_certificate() {
     let site = Site::new();
     let mut settings = site.settings(&["one.example"]);
-    settings
-        .certificates
-        .push(site.source("wild", &["*.Two.example", "two.example"]));
+    settings.certificates.push(site.source("wild", &["*.Two.example", "two.example"]));
     settings.certificates.push(site.source("exact", &["a.two.example"]));
-    settings
-        .certificates
-        .push(site.source("by-address", &["192.0.2.7", "2001:db8::7", "seven.example"]));
+    settings.certificates.push(site.source("by-address", &["192.0.2.7", "2001:db8::7", "seven.example"]));
     settings.certificates[3].default = true;
     let tls = load(settings).unwrap();
 
@@ -161,40 +147,12 @@ async fn the_server_name_chooses_the_certificate() {
     }
 
     let names = tls.names();
-    assert_eq!(
-        names.dns(),
-        [
-            "one.example",
-            "*.two.example",
-            "two.example",
-            "a.two.example",
-            "seven.example"
-        ]
-    );
-    assert_eq!(
-        names.ips(),
-        ["192.0.2.7", "2001:db8::7"].map(|ip| ip.parse::<IpAddr>().unwrap())
-    );
-    for host in [
-        "One.example",
-        "x.two.example",
-        "192.0.2.7",
-        "[2001:db8::7]",
-        "2001:db8:0::7",
-        "two.example.",
-    ] {
+    assert_eq!(names.dns(), ["one.example", "*.two.example", "two.example", "a.two.example", "seven.example"]);
+    assert_eq!(names.ips(), ["192.0.2.7", "2001:db8::7"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    for host in ["One.example", "x.two.example", "192.0.2.7", "[2001:db8::7]", "2001:db8:0::7", "two.example."] {
         assert!(names.contains(host), "{host}");
     }
-    for host in [
-        "",
-        ".",
-        "x.one.example",
-        ".two.example",
-        "x.y.two.example",
-        "192.0.2.8",
-        "[192.0.2.8]",
-        "example",
-    ] {
+    for host in ["", ".", "x.one.example", ".two.example", "x.y.two.example", "192.0.2.8", "[192.0.2.8]", "example"] {
         assert!(!names.contains(host), "{host}");
     }
 }
@@ -219,10 +177,7 @@ async fn strict_server_names_refuse_instead_of_showing_the_default() {
 async fn certificates_of_two_kinds_for_one_name_serve_each_client_its_kind() {
     let site = Site::new();
     let mut settings = site.settings(&["api.example"]);
-    let (cert, key) = site.authority.issue(&Leaf {
-        kind: &rcgen::PKCS_ED25519,
-        ..Leaf::for_names(&["api.example"])
-    });
+    let (cert, key) = site.authority.issue(&Leaf { kind: &rcgen::PKCS_ED25519, ..Leaf::for_names(&["api.example"]) });
     settings.certificates.insert(0, site.source_of("ed25519", &cert, &key));
     let tls = load(settings).unwrap();
 
@@ -230,12 +185,8 @@ async fn certificates_of_two_kinds_for_one_name_serve_each_client_its_kind() {
     let (both, _) = shake(&tls, &site.client(&TLS13, &[]), "api.example").await;
     let mut provider = (*super::provider()).clone();
     let verifiers = &mut provider.signature_verification_algorithms;
-    let without_ed25519: Vec<_> = verifiers
-        .mapping
-        .iter()
-        .copied()
-        .filter(|(scheme, _)| *scheme != rustls::SignatureScheme::ED25519)
-        .collect();
+    let without_ed25519: Vec<_> =
+        verifiers.mapping.iter().copied().filter(|(scheme, _)| *scheme != rustls::SignatureScheme::ED25519).collect();
     verifiers.mapping = Vec::leak(without_ed25519);
     let (no_ed25519, _) = shake(&tls, &site.client_with(provider, &TLS13, &[]), "api.example").await;
     assert_ne!(scheme_of(&both), scheme_of(&no_ed25519));
@@ -277,9 +228,7 @@ async fn a_ticket_does_not_stand_in_for_a_client_certificate() {
     let keys = SessionKeys::new().unwrap();
     let open = ServerTls::load(site.settings(&["api.example"]), keys.clone(), now()).unwrap();
     let mut settings = site.settings(&["api.example"]);
-    settings.client_auth = ClientAuth::Required {
-        ca_pem_path: site.authority_file(),
-    };
+    settings.client_auth = ClientAuth::Required { ca_pem_path: site.authority_file() };
     let closed = ServerTls::load(settings, keys, now()).unwrap();
     for version in [&TLS12, &TLS13] {
         let client = site.client(version, &[]);
@@ -294,14 +243,8 @@ async fn a_ticket_does_not_stand_in_for_a_client_certificate() {
 async fn client_certificates_required_optional_and_revoked() {
     let site = Site::new();
     let stranger = Authority::new();
-    let good = site.authority.issue(&Leaf {
-        serial: 11,
-        ..Leaf::for_client()
-    });
-    let revoked = site.authority.issue(&Leaf {
-        serial: 12,
-        ..Leaf::for_client()
-    });
+    let good = site.authority.issue(&Leaf { serial: 11, ..Leaf::for_client() });
+    let revoked = site.authority.issue(&Leaf { serial: 12, ..Leaf::for_client() });
     let foreign = stranger.issue(&Leaf::for_client());
     let crl = site.write("crl.pem", &site.authority.revoke(&[12]));
     let ca_pem_path = site.authority_file();
@@ -313,24 +256,15 @@ async fn client_certificates_required_optional_and_revoked() {
             (true, None, Some(&good), Ok(())),
             (true, None, Some(&revoked), Ok(())),
             (true, Some(&crl), Some(&good), Ok(())),
-            (
-                true,
-                Some(&crl),
-                Some(&revoked),
-                Err(HandshakeFault::BadClientCertificate),
-            ),
+            (true, Some(&crl), Some(&revoked), Err(HandshakeFault::BadClientCertificate)),
             (false, None, None, Ok(())),
             (false, None, Some(&good), Ok(())),
             (false, None, Some(&foreign), Err(HandshakeFault::BadClientCertificate)),
         ] {
             let mut settings = site.settings(&["api.example"]);
             settings.client_auth = match required {
-                true => ClientAuth::Required {
-                    ca_pem_path: ca_pem_path.clone(),
-                },
-                false => ClientAuth::Optional {
-                    ca_pem_path: ca_pem_path.clone(),
-                },
+                true => ClientAuth::Required { ca_pem_path: ca_pem_path.clone() },
+                false => ClientAuth::Optional { ca_pem_path: ca_pem_path.clone() },
             };
             settings.crl = crl.cloned();
             let tls = load(settings).unwrap();
@@ -354,36 +288,22 @@ async fn client_certificates_required_optional_and_revoked() {
 #[tokio::test]
 async fn a_new_revocation_list_is_taken_over_and_a_broken_one_is_not() {
     let site = Site::new();
-    let (cert, key) = site.authority.issue(&Leaf {
-        serial: 5,
-        ..Leaf::for_client()
-    });
+    let (cert, key) = site.authority.issue(&Leaf { serial: 5, ..Leaf::for_client() });
     let crl = site.write("crl.pem", &site.authority.revoke(&[]));
     let mut settings = site.settings(&["api.example"]);
-    settings.client_auth = ClientAuth::Required {
-        ca_pem_path: site.authority_file(),
-    };
+    settings.client_auth = ClientAuth::Required { ca_pem_path: site.authority_file() };
     settings.crl = Some(crl);
     let tls = load(settings).unwrap();
     let client = site.client_showing(&TLS13, &cert, &key);
     shake(&tls, &client, "api.example").await;
 
     site.write("crl.pem", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
-    let refused = ReloadOutcome {
-        part: Part::ClientCa,
-        result: Err(TlsFault::Invalid { part: Part::Crl }),
-    };
+    let refused = ReloadOutcome { part: Part::ClientCa, result: Err(TlsFault::Invalid { part: Part::Crl }) };
     assert_eq!(tls.reload_changed(now()), [refused]);
     shake(&tls, &client, "api.example").await;
 
     site.write("crl.pem", &site.authority.revoke(&[5]));
-    assert_eq!(
-        tls.reload_changed(now()),
-        [ReloadOutcome {
-            part: Part::ClientCa,
-            result: Ok(())
-        }]
-    );
+    assert_eq!(tls.reload_changed(now()), [ReloadOutcome { part: Part::ClientCa, result: Ok(()) }]);
     let (_, accepted) = try_shake(&tls, &client, "api.example").await;
     assert_eq!(accepted.err(), Some(HandshakeFault::BadClientCertificate));
 }
@@ -397,16 +317,10 @@ async fn a_new_pair_is_shown_to_new_clients_while_open_connections_live_on() {
     let shown_before = shown(&old_client);
     assert_eq!(tls.reload_changed(now()), []);
 
-    let (cert, key) = site.authority.issue(&Leaf {
-        not_after: (2048, 2, 29),
-        ..Leaf::for_names(&["api.example"])
-    });
+    let (cert, key) = site.authority.issue(&Leaf { not_after: (2048, 2, 29), ..Leaf::for_names(&["api.example"]) });
     site.write("api.example.crt", &cert);
     site.write("api.example.key", &key);
-    let reloaded = ReloadOutcome {
-        part: Part::Certificate("api.example".into()),
-        result: Ok(()),
-    };
+    let reloaded = ReloadOutcome { part: Part::Certificate("api.example".into()), result: Ok(()) };
     assert_eq!(tls.reload_changed(now()), [reloaded]);
     assert_eq!(tls.reload_changed(now()), []);
     assert_eq!(tls.not_after("api.example"), Some(2_466_547_200));
@@ -429,60 +343,25 @@ async fn a_broken_pair_is_refused_once_and_the_old_one_stays() {
 
     let certificate = || Part::Certificate("api.example".into());
     let (_, good_key) = site.authority.issue(&Leaf::for_names(&["api.example"]));
-    let (expired, expired_key) = site.authority.issue(&Leaf {
-        not_after: (2001, 1, 1),
-        ..Leaf::for_names(&["api.example"])
-    });
+    let (expired, expired_key) =
+        site.authority.issue(&Leaf { not_after: (2001, 1, 1), ..Leaf::for_names(&["api.example"]) });
     let cut = &good_key[..good_key.len() / 2];
     for (file, text, fault) in [
         // Only one of the two files has been written so far.
-        (
-            "api.example.key",
-            good_key.as_str(),
-            TlsFault::KeyMismatch { part: certificate() },
-        ),
-        (
-            "api.example.key",
-            cut,
-            TlsFault::NotPem {
-                part: Part::Key("api.example".into()),
-            },
-        ),
-        (
-            "api.example.key",
-            "",
-            TlsFault::NoSection {
-                part: Part::Key("api.example".into()),
-            },
-        ),
-        (
-            "api.example.crt",
-            "-----BEGIN",
-            TlsFault::NoSection { part: certificate() },
-        ),
+        ("api.example.key", good_key.as_str(), TlsFault::KeyMismatch { part: certificate() }),
+        ("api.example.key", cut, TlsFault::NotPem { part: Part::Key("api.example".into()) }),
+        ("api.example.key", "", TlsFault::NoSection { part: Part::Key("api.example".into()) }),
+        ("api.example.crt", "-----BEGIN", TlsFault::NoSection { part: certificate() }),
         (
             "api.example.crt",
             "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-            TlsFault::NoSection {
-                part: Part::Key("api.example".into()),
-            },
+            TlsFault::NoSection { part: Part::Key("api.example".into()) },
         ),
-        (
-            "api.example.key",
-            expired_key.as_str(),
-            TlsFault::Invalid { part: certificate() },
-        ),
-        (
-            "api.example.crt",
-            expired.as_str(),
-            TlsFault::Expired { part: certificate() },
-        ),
+        ("api.example.key", expired_key.as_str(), TlsFault::Invalid { part: certificate() }),
+        ("api.example.crt", expired.as_str(), TlsFault::Expired { part: certificate() }),
     ] {
         site.write(file, text);
-        let refused = ReloadOutcome {
-            part: certificate(),
-            result: Err(fault.clone()),
-        };
+        let refused = ReloadOutcome { part: certificate(), result: Err(fault.clone()) };
         assert_eq!(tls.reload_changed(now()), [refused]);
         assert_eq!(tls.reload_changed(now()), [], "told once");
         // A fault tells what to do and quotes nothing.
@@ -492,10 +371,7 @@ async fn a_broken_pair_is_refused_once_and_the_old_one_stays() {
     let part = Part::Key("api.example".into());
     let gone = ReloadOutcome {
         part: certificate(),
-        result: Err(TlsFault::Unreadable {
-            part,
-            kind: io::ErrorKind::NotFound,
-        }),
+        result: Err(TlsFault::Unreadable { part, kind: io::ErrorKind::NotFound }),
     };
     assert_eq!(tls.reload_changed(now()), [gone]);
     assert_eq!(tls.reload_changed(now()), []);
@@ -504,13 +380,7 @@ async fn a_broken_pair_is_refused_once_and_the_old_one_stays() {
     let (cert, key) = site.authority.issue(&Leaf::for_names(&["other.example"]));
     site.write("other.crt", &cert);
     site.write("other.key", &key);
-    assert_eq!(
-        tls.reload_changed(now()),
-        [ReloadOutcome {
-            part: Part::Certificate("other".into()),
-            result: Ok(())
-        }]
-    );
+    assert_eq!(tls.reload_changed(now()), [ReloadOutcome { part: Part::Certificate("other".into()), result: Ok(()) }]);
 
     let client = site.client(&TLS13, &[]);
     let (still, _) = shake(&tls, &client, "api.example").await;
@@ -519,13 +389,7 @@ async fn a_broken_pair_is_refused_once_and_the_old_one_stays() {
     let (cert, key) = site.authority.issue(&Leaf::for_names(&["api.example"]));
     site.write("api.example.crt", &cert);
     site.write("api.example.key", &key);
-    assert_eq!(
-        tls.reload_changed(now()),
-        [ReloadOutcome {
-            part: certificate(),
-            result: Ok(())
-        }]
-    );
+    assert_eq!(tls.reload_changed(now()), [ReloadOutcome { part: certificate(), result: Ok(()) }]);
 }
 
 /// An orchestrator mounts `tls.crt -> ..data/tls.crt` and swaps the link `..data`; the new files may carry any times.
@@ -538,12 +402,7 @@ fn a_swapped_link_and_a_rewrite_with_kept_times_are_noticed() {
         fs::create_dir(site.path(directory)).unwrap();
         for (name, text) in [("tls.crt", cert), ("tls.key", key)] {
             let path = site.write(&format!("{directory}/{name}"), text);
-            fs::File::options()
-                .write(true)
-                .open(path)
-                .unwrap()
-                .set_times(epoch)
-                .unwrap();
+            fs::File::options().write(true).open(path).unwrap().set_times(epoch).unwrap();
         }
     }
     let swap = |target: &str| {
@@ -553,47 +412,27 @@ fn a_swapped_link_and_a_rewrite_with_kept_times_are_noticed() {
     swap("one");
     let mut settings = site.settings(&[]);
     let (cert, key) = (site.path("..data/tls.crt"), site.path("..data/tls.key"));
-    let kind = CertificateKind::Files {
-        cert,
-        key: KeySource::File(key),
-    };
-    settings.certificates.push(CertificateSource {
-        name: "main".into(),
-        kind,
-        default: false,
-    });
+    let kind = CertificateKind::Files { cert, key: KeySource::File(key) };
+    settings.certificates.push(CertificateSource { name: "main".into(), kind, default: false });
     let tls = load(settings).unwrap();
     // A time at which the files are old, so that their times are believed.
     let later = now() + Duration::from_secs(60);
     assert_eq!(tls.reload_changed(later), []);
 
     swap("two");
-    let reloaded = ReloadOutcome {
-        part: Part::Certificate("main".into()),
-        result: Ok(()),
-    };
+    let reloaded = ReloadOutcome { part: Part::Certificate("main".into()), result: Ok(()) };
     assert_eq!(tls.reload_changed(later), std::slice::from_ref(&reloaded));
     assert_eq!(tls.reload_changed(later), []);
 
     // Same files, another time: looked at, found the same.
     let path = site.path("two/tls.crt");
-    fs::File::options()
-        .write(true)
-        .open(path)
-        .unwrap()
-        .set_times(fs::FileTimes::new().set_modified(now()))
-        .unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_times(fs::FileTimes::new().set_modified(now())).unwrap();
     assert_eq!(tls.reload_changed(later), []);
 
     // Other contents under the old modification time.
     for (name, text) in [("two/tls.crt", &pairs[0].0), ("two/tls.key", &pairs[0].1)] {
         let path = site.write(name, text);
-        fs::File::options()
-            .write(true)
-            .open(path)
-            .unwrap()
-            .set_times(epoch)
-            .unwrap();
+        fs::File::options().write(true).open(path).unwrap().set_times(epoch).unwrap();
     }
     assert_eq!(tls.reload_changed(later), [reloaded]);
 }
@@ -617,28 +456,15 @@ async fn watching_reports_what_changed() {
     let site = Site::new();
     let tls = Arc::new(site.server(&["api.example"]));
     let (sender, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
-    let watching = watch(tls.clone(), Duration::from_millis(20), move |outcome| {
-        drop(sender.send(outcome))
-    });
+    let watching = watch(tls.clone(), Duration::from_millis(20), move |outcome| drop(sender.send(outcome)));
     let watching = tokio::spawn(watching);
     // Written together, or the poll may look between the two.
-    let (cert, key) = site.authority.issue(&Leaf {
-        key: Some(site.key_of("api.example")),
-        ..Leaf::for_names(&["api.example"])
-    });
+    let (cert, key) =
+        site.authority.issue(&Leaf { key: Some(site.key_of("api.example")), ..Leaf::for_names(&["api.example"]) });
     assert_eq!(key, fs::read_to_string(site.path("api.example.key")).unwrap());
     site.write_atomically("api.example.crt", &cert);
-    let outcome = tokio::time::timeout(Duration::from_secs(10), outcomes.recv())
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(
-        outcome,
-        ReloadOutcome {
-            part: Part::Certificate("api.example".into()),
-            result: Ok(())
-        }
-    );
+    let outcome = tokio::time::timeout(Duration::from_secs(10), outcomes.recv()).await.unwrap().unwrap();
+    assert_eq!(outcome, ReloadOutcome { part: Part::Certificate("api.example".into()), result: Ok(()) });
     watching.abort();
 }
 
@@ -651,27 +477,14 @@ async fn a_key_given_as_text_survives_a_renewal_of_its_certificate() {
         key: KeySource::Pem(Zeroizing::new(key.clone().into_bytes())),
     };
     let mut settings = site.settings(&[]);
-    settings.certificates.push(CertificateSource {
-        name: "text".into(),
-        kind,
-        default: false,
-    });
+    settings.certificates.push(CertificateSource { name: "text".into(), kind, default: false });
     let tls = load(settings).unwrap();
     shake(&tls, &site.client(&TLS13, &[]), "api.example").await;
 
-    let (renewed, _) = site.authority.issue(&Leaf {
-        key: Some(key),
-        ..Leaf::for_names(&["api.example"])
-    });
+    let (renewed, _) = site.authority.issue(&Leaf { key: Some(key), ..Leaf::for_names(&["api.example"]) });
     site.write("text.crt", &renewed);
     let part = Part::Certificate("text".into());
-    assert_eq!(
-        tls.reload_changed(now()),
-        [ReloadOutcome {
-            part: part.clone(),
-            result: Ok(())
-        }]
-    );
+    assert_eq!(tls.reload_changed(now()), [ReloadOutcome { part: part.clone(), result: Ok(()) }]);
     let (foreign, _) = site.authority.issue(&Leaf::for_names(&["api.example"]));
     site.write("text.crt", &foreign);
     let result = Err(TlsFault::KeyMismatch { part: part.clone() });
@@ -690,11 +503,7 @@ fn what_cannot_serve_is_refused_at_start() {
     let legacy_encrypted = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
     let unknown_kind = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     for (cert, key, fault) in [
-        (
-            cert.as_str(),
-            pkcs8_encrypted.as_str(),
-            TlsFault::KeyEncrypted { part: key_part() },
-        ),
+        (cert.as_str(), pkcs8_encrypted.as_str(), TlsFault::KeyEncrypted { part: key_part() }),
         (&cert, legacy_encrypted, TlsFault::KeyEncrypted { part: key_part() }),
         (&cert, unknown_kind, TlsFault::KeyUnsupported { part: key_part() }),
         (&cert, &cert, TlsFault::NoSection { part: key_part() }),
@@ -706,46 +515,25 @@ fn what_cannot_serve_is_refused_at_start() {
         assert_eq!(load(settings).err(), Some(fault));
     }
     let mut settings = site.settings(&[]);
-    let kind = CertificateKind::Files {
-        cert: site.path(""),
-        key: KeySource::File(site.path("")),
-    };
-    settings.certificates.push(CertificateSource {
-        name: "x".into(),
-        kind,
-        default: false,
-    });
-    let directory = TlsFault::Unreadable {
-        part: part(),
-        kind: io::ErrorKind::InvalidInput,
-    };
+    let kind = CertificateKind::Files { cert: site.path(""), key: KeySource::File(site.path("")) };
+    settings.certificates.push(CertificateSource { name: "x".into(), kind, default: false });
+    let directory = TlsFault::Unreadable { part: part(), kind: io::ErrorKind::InvalidInput };
     assert_eq!(load(settings).err(), Some(directory));
 }
 
 #[tokio::test]
 async fn the_self_signed_certificate_covers_this_machine_and_is_renewed() {
     let mut settings = Site::new().settings(&[]);
-    let kind = CertificateKind::SelfSigned {
-        names: vec!["lab.example".into(), "192.0.2.9".into(), "localhost".into()],
-    };
-    settings.certificates.push(CertificateSource {
-        name: "lab".into(),
-        kind,
-        default: true,
-    });
+    let kind =
+        CertificateKind::SelfSigned { names: vec!["lab.example".into(), "192.0.2.9".into(), "localhost".into()] };
+    settings.certificates.push(CertificateSource { name: "lab".into(), kind, default: true });
     let tls = load(settings).unwrap();
     let names = tls.names();
     assert_eq!(names.dns(), ["localhost", "lab.example"]);
-    assert_eq!(
-        names.ips(),
-        ["127.0.0.1", "::1", "192.0.2.9"].map(|ip| ip.parse::<IpAddr>().unwrap())
-    );
+    assert_eq!(names.ips(), ["127.0.0.1", "::1", "192.0.2.9"].map(|ip| ip.parse::<IpAddr>().unwrap()));
     let issued = super::certificate::epoch_seconds(now());
     let not_after = tls.not_after("lab").unwrap();
-    assert!(
-        (issued + 30 * 86_400 - 60..=issued + 30 * 86_400).contains(&not_after),
-        "{not_after}"
-    );
+    assert!((issued + 30 * 86_400 - 60..=issued + 30 * 86_400).contains(&not_after), "{not_after}");
 
     // A client that is told to trust it does, by name and by address.
     let (client, _) = shake(&tls, &Site::new().careless_client(), "localhost").await;
@@ -760,28 +548,14 @@ async fn the_self_signed_certificate_covers_this_machine_and_is_renewed() {
     assert_eq!(tls.reload_changed(in_days(19)), []);
     assert_eq!(
         tls.reload_changed(in_days(21)),
-        [ReloadOutcome {
-            part: Part::Certificate("lab".into()),
-            result: Ok(())
-        }]
+        [ReloadOutcome { part: Part::Certificate("lab".into()), result: Ok(()) }]
     );
     assert!(tls.not_after("lab").unwrap() > not_after + 20 * 86_400);
 
     let mut settings = Site::new().settings(&[]);
-    let kind = CertificateKind::SelfSigned {
-        names: vec!["not a name\u{e9}".into()],
-    };
-    settings.certificates.push(CertificateSource {
-        name: "lab".into(),
-        kind,
-        default: true,
-    });
-    assert_eq!(
-        load(settings).err(),
-        Some(TlsFault::SelfSignedName {
-            part: Part::Certificate("lab".into())
-        })
-    );
+    let kind = CertificateKind::SelfSigned { names: vec!["not a name\u{e9}".into()] };
+    settings.certificates.push(CertificateSource { name: "lab".into(), kind, default: true });
+    assert_eq!(load(settings).err(), Some(TlsFault::SelfSignedName { part: Part::Certificate("lab".into()) }));
 }
 
 #[tokio::test]
@@ -811,29 +585,13 @@ async fn what_is_not_tls_is_told_apart() {
     let site = Site::new();
     let tls = site.server(&["api.example"]);
     for (sent, expected, result) in [
-        (
-            &b"GET / HTTP/1.1\r\nhost: api.example\r\n\r\n"[..],
-            HandshakeFault::NotTls,
-            "bad_client",
-        ),
-        (
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            HandshakeFault::NotTls,
-            "bad_client",
-        ),
+        (&b"GET / HTTP/1.1\r\nhost: api.example\r\n\r\n"[..], HandshakeFault::NotTls, "bad_client"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HandshakeFault::NotTls, "bad_client"),
         (b"", HandshakeFault::Closed, "other"),
         (b"\x16\x03\x01", HandshakeFault::Closed, "other"),
         // A handshake record with something else than a hello in it.
-        (
-            b"\x16\x03\x01\x00\x04\x0e\x00\x00\x00",
-            HandshakeFault::BadMessage,
-            "bad_client",
-        ),
-        (
-            b"\x15\x03\x01\x00\x02\x02\x28",
-            HandshakeFault::ClientAlert,
-            "bad_client",
-        ),
+        (b"\x16\x03\x01\x00\x04\x0e\x00\x00\x00", HandshakeFault::BadMessage, "bad_client"),
+        (b"\x15\x03\x01\x00\x02\x02\x28", HandshakeFault::ClientAlert, "bad_client"),
     ] {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         client.write_all(sent).await.unwrap();
@@ -848,14 +606,7 @@ async fn early_data_and_session_tables_are_off() {
     let site = Site::new();
     let tls = site.server(&["api.example"]);
     let config = tls.current().config();
-    assert_eq!(
-        (
-            config.max_early_data_size,
-            config.send_half_rtt_data,
-            config.require_ems
-        ),
-        (0, false, true)
-    );
+    assert_eq!((config.max_early_data_size, config.send_half_rtt_data, config.require_ems), (0, false, true));
     assert!(!config.session_storage.can_cache() && config.cert_compressors.is_empty());
     let client = site.client(&TLS13, &[]);
     for _ in 0..2 {
@@ -871,10 +622,7 @@ fn sslkeylogfile_has_no_effect() {
     let site = Site::new();
     let log = site.path("keys.log");
     let run = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "tls::tests::tickets_resume_in_both_versions_and_outlive_a_configuration_reload",
-        ])
+        .args(["--exact", "tls::tests::tickets_resume_in_both_versions_and_outlive_a_configuration_reload"])
         .arg("tls::tests::upstreams_are_verified_and_resumed")
         .env("SSLKEYLOGFILE", &log)
         .output()
@@ -890,11 +638,7 @@ async fn upstreams_are_verified_and_resumed() {
     let tls = site.server(&["api.example", "192.0.2.5"]);
     for min_version in [MinVersion::Tls12, MinVersion::Tls13] {
         let roots = Roots::File(site.authority_file());
-        let upstream = upstream(ClientSettings {
-            roots,
-            min_version,
-            ..plain()
-        });
+        let upstream = upstream(ClientSettings { roots, min_version, ..plain() });
         for (round, host) in ["api.example", "192.0.2.5", "api.example"].into_iter().enumerate() {
             let (client, server) = connect(&upstream, &tls, host).await;
             let ((mut client, protocol), (mut server, _)) = (client.unwrap(), server.unwrap());
@@ -909,11 +653,7 @@ async fn upstreams_are_verified_and_resumed() {
     }
 
     let stranger = site.write("stranger.pem", &Authority::new().certificate.pem());
-    for roots in [
-        Roots::WebPki,
-        Roots::File(stranger.clone()),
-        Roots::WebPkiAndFile(stranger),
-    ] {
+    for roots in [Roots::WebPki, Roots::File(stranger.clone()), Roots::WebPkiAndFile(stranger)] {
         let upstream = upstream(ClientSettings { roots, ..plain() });
         let (client, server) = connect(&upstream, &tls, "api.example").await;
         assert_eq!(client.err(), Some(ConnectFault::CertificateUntrusted));
@@ -921,11 +661,7 @@ async fn upstreams_are_verified_and_resumed() {
     }
     let roots = Roots::WebPkiAndFile(site.authority_file());
     let server_name = Some(ServerName::try_from("api.example").unwrap());
-    let upstream = upstream(ClientSettings {
-        roots,
-        server_name,
-        ..plain()
-    });
+    let upstream = upstream(ClientSettings { roots, server_name, ..plain() });
     assert!(connect(&upstream, &tls, "10.0.0.1").await.0.is_ok());
 }
 
@@ -938,20 +674,13 @@ async fn upstreams_are_offered_the_configured_http_versions() {
         (ClientAlpn::Http1, Protocol::Http1),
         (ClientAlpn::Http2, Protocol::Http2),
     ] {
-        let upstream = upstream(ClientSettings {
-            roots: Roots::File(site.authority_file()),
-            alpn,
-            ..plain()
-        });
+        let upstream = upstream(ClientSettings { roots: Roots::File(site.authority_file()), alpn, ..plain() });
         assert_eq!(connect(&upstream, &tls, "api.example").await.0.unwrap().1, protocol);
     }
 
     // Upstreams without h2, once silent about it and once refusing.
-    let upstream = upstream(ClientSettings {
-        roots: Roots::File(site.authority_file()),
-        alpn: ClientAlpn::Http2,
-        ..plain()
-    });
+    let upstream =
+        upstream(ClientSettings { roots: Roots::File(site.authority_file()), alpn: ClientAlpn::Http2, ..plain() });
     for protocols in [vec![], vec![b"http/1.1".to_vec()]] {
         let mut config = (*tls.current().config()).clone();
         config.alpn_protocols = protocols;
@@ -969,33 +698,19 @@ async fn upstreams_are_offered_the_configured_http_versions() {
 async fn an_upstream_that_asks_gets_the_client_certificate() {
     let site = Site::new();
     let mut settings = site.settings(&["api.example"]);
-    settings.client_auth = ClientAuth::Required {
-        ca_pem_path: site.authority_file(),
-    };
+    settings.client_auth = ClientAuth::Required { ca_pem_path: site.authority_file() };
     let tls = load(settings).unwrap();
     let (cert, key) = site.authority.issue(&Leaf::for_client());
     let cert = site.write("me.crt", &cert);
-    for source in [
-        KeySource::File(site.write("me.key", &key)),
-        KeySource::Pem(Zeroizing::new(key.into_bytes())),
-    ] {
+    for source in [KeySource::File(site.write("me.key", &key)), KeySource::Pem(Zeroizing::new(key.into_bytes()))] {
         let client_cert = Some((cert.clone(), source));
-        let upstream = upstream(ClientSettings {
-            roots: Roots::File(site.authority_file()),
-            client_cert,
-            ..plain()
-        });
+        let upstream = upstream(ClientSettings { roots: Roots::File(site.authority_file()), client_cert, ..plain() });
         connect(&upstream, &tls, "api.example").await.1.unwrap();
     }
     let (_, other) = site.authority.issue(&Leaf::for_client());
     let client_cert = Some((cert, KeySource::Pem(Zeroizing::new(other.into_bytes()))));
     let fault = ClientTls::load(ClientSettings { client_cert, ..plain() }, now()).err();
-    assert_eq!(
-        fault,
-        Some(TlsFault::KeyMismatch {
-            part: Part::UpstreamCertificate
-        })
-    );
+    assert_eq!(fault, Some(TlsFault::KeyMismatch { part: Part::UpstreamCertificate }));
 }
 
 #[tokio::test]
@@ -1003,10 +718,7 @@ async fn a_stalled_upstream_is_dropped_at_the_deadline() {
     let upstream = upstream(plain());
     let (io, _server) = tokio::io::duplex(1 << 16);
     let host = ServerName::try_from("api.example").unwrap();
-    assert_eq!(
-        upstream.connect(io, &host, Duration::from_millis(50)).await.err(),
-        Some(ConnectFault::TimedOut)
-    );
+    assert_eq!(upstream.connect(io, &host, Duration::from_millis(50)).await.err(), Some(ConnectFault::TimedOut));
 }
 
 /// The walk through a certificate reads lengths that a file may lie about.
@@ -1016,10 +728,7 @@ fn a_damaged_certificate_is_refused_and_never_panics() {
     let leaf = Leaf::for_names(&["api.example", "*.api.example", "192.0.2.1", "2001:db8::1"]);
     let (cert, key) = authority.issue(&leaf);
     let part = Part::Certificate("x".into());
-    let der = super::certificate::chain_from_pem(cert.as_bytes(), &part)
-        .unwrap()
-        .remove(0)
-        .to_vec();
+    let der = super::certificate::chain_from_pem(cert.as_bytes(), &part).unwrap().remove(0).to_vec();
     let key = super::certificate::key_from_pem(key.as_bytes(), &part).unwrap();
     let judge = |der: &[u8]| KeyPair::new(vec![CertificateDer::from(der.to_vec())], key.clone(), &part, now());
     assert!(judge(&der).is_ok());
@@ -1049,20 +758,10 @@ fn last_days_in_both_encodings() {
         ((2100, 3, 1), 4_107_542_400),
         ((9999, 12, 31), 253_402_214_400),
     ] {
-        let (cert, key) = authority.issue(&Leaf {
-            not_after,
-            ..Leaf::for_names(&["x.example"])
-        });
+        let (cert, key) = authority.issue(&Leaf { not_after, ..Leaf::for_names(&["x.example"]) });
         let chain = super::certificate::chain_from_pem(cert.as_bytes(), &part).unwrap();
         let key = super::certificate::key_from_pem(key.as_bytes(), &part).unwrap();
-        let at = |seconds| {
-            KeyPair::new(
-                chain.clone(),
-                key.clone(),
-                &part,
-                UNIX_EPOCH + Duration::from_secs(seconds),
-            )
-        };
+        let at = |seconds| KeyPair::new(chain.clone(), key.clone(), &part, UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(expected).unwrap().not_after, expected, "{not_after:?}");
         assert_eq!(at(expected + 1).err(), Some(TlsFault::Expired { part: part.clone() }));
     }
@@ -1077,17 +776,10 @@ struct Site {
 impl Site {
     fn new() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!(
-            "nullhop-tls-{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("nullhop-tls-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
-        Self {
-            directory,
-            authority: Authority::new(),
-        }
+        Self { directory, authority: Authority::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -1121,22 +813,14 @@ impl Site {
     fn source_of(&self, name: &str, cert: &str, key: &str) -> CertificateSource {
         let cert = self.write(&format!("{name}.crt"), cert);
         let key = KeySource::File(self.write(&format!("{name}.key"), key));
-        CertificateSource {
-            name: name.into(),
-            kind: CertificateKind::Files { cert, key },
-            default: false,
-        }
+        CertificateSource { name: name.into(), kind: CertificateKind::Files { cert, key }, default: false }
     }
 
     /// A listener with one certificate for `names`, called after the first of them.
     fn settings(&self, names: &[&str]) -> ServerSettings {
         ServerSettings {
             min_version: MinVersion::Tls12,
-            certificates: names
-                .first()
-                .map(|first| self.source(first, names))
-                .into_iter()
-                .collect(),
+            certificates: names.first().map(|first| self.source(first, names)).into_iter().collect(),
             client_auth: ClientAuth::None,
             crl: None,
             strict_sni: false,
@@ -1219,10 +903,7 @@ impl<'a> Leaf<'a> {
     }
 
     fn for_client() -> Self {
-        Self {
-            usage: rcgen::ExtendedKeyUsagePurpose::ClientAuth,
-            ..Self::for_names(&["client.example"])
-        }
+        Self { usage: rcgen::ExtendedKeyUsagePurpose::ClientAuth, ..Self::for_names(&["client.example"]) }
     }
 }
 
@@ -1236,9 +917,7 @@ impl Authority {
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-        Self {
-            certificate: rcgen::CertifiedIssuer::self_signed(params, key).unwrap(),
-        }
+        Self { certificate: rcgen::CertifiedIssuer::self_signed(params, key).unwrap() }
     }
 
     /// Certificate and key, PEM.
@@ -1254,10 +933,7 @@ impl Authority {
             Some(pem) => rcgen::KeyPair::from_pem(pem).unwrap(),
             None => rcgen::KeyPair::generate_for(leaf.kind).unwrap(),
         };
-        (
-            params.signed_by(&key, &self.certificate).unwrap().pem(),
-            key.serialize_pem(),
-        )
+        (params.signed_by(&key, &self.certificate).unwrap().pem(), key.serialize_pem())
     }
 
     /// A revocation list, PEM.
@@ -1328,10 +1004,7 @@ async fn connect(
 async fn try_shake(tls: &ServerTls, client: &Arc<ClientConfig>, name: &str) -> (io::Result<ClientStream>, Accepted) {
     let (io, server_io) = tokio::io::duplex(1 << 16);
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    tokio::join!(
-        TlsConnector::from(client.clone()).connect(name, io),
-        accept(tls, server_io, Duration::from_secs(30)),
-    )
+    tokio::join!(TlsConnector::from(client.clone()).connect(name, io), accept(tls, server_io, Duration::from_secs(30)),)
 }
 
 async fn shake(tls: &ServerTls, client: &Arc<ClientConfig>, name: &str) -> (ClientStream, (ServerStream, Negotiated)) {

@@ -42,9 +42,7 @@ pub(super) async fn connect(
     let _ = stream.set_nodelay(true);
     let reference = socket2::SockRef::from(&stream);
     let _ = reference.set_tcp_keepalive(
-        &socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(60))
-            .with_interval(Duration::from_secs(15)),
+        &socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)),
     );
     let _ = reference.set_tcp_user_timeout(Some(USER_TIMEOUT));
     let (socket, watch) = Socket::new(stream);

@@ -26,13 +26,13 @@ use super::resolve::Resolver;
 use super::upload::RequestBody;
 use crate::config;
 use crate::config::UpstreamProtocol;
-use crate::telemetry::metrics::GaugeGuard;
-use crate::telemetry::metrics::Handles;
-use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::labels::ConnectResult;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Protocol;
 use crate::telemetry::labels::UpstreamId;
+use crate::telemetry::metrics::GaugeGuard;
+use crate::telemetry::metrics::Handles;
+use crate::telemetry::metrics::UpstreamMetrics;
 
 /// Idle h1 lines kept, all tenants together. More are closed at once.
 const IDLE_MAX: usize = 256;
@@ -218,11 +218,8 @@ impl Endpoint {
         let started = Instant::now();
         let addresses = self.resolver.addresses().await;
         let tls = self.tls.as_ref().map(|(configs, name)| (configs.choose(self.protocol, h2_wanted), name.clone()));
-        let connected = if addresses.is_empty() {
-            Err(ConnectResult::Dns)
-        } else {
-            connect::connect(&addresses, tls).await
-        };
+        let connected =
+            if addresses.is_empty() { Err(ConnectResult::Dns) } else { connect::connect(&addresses, tls).await };
         let Connected { transport, watch, h2 } = connected.map_err(|result| {
             self.resolver.doubt();
             self.failed(result);
@@ -279,12 +276,8 @@ impl Endpoint {
 
     /// Closes what has been idle too long or was closed by the peer. Called once a second.
     pub(super) fn sweep(&self) {
-        self.idle
-            .borrow_mut()
-            .retain(|(_, line)| line.idle_since.elapsed() < self.idle_timeout && line.quiet());
-        self.h2
-            .borrow_mut()
-            .retain(|line| line.alive() && line.idle_for().is_none_or(|idle| idle < self.idle_timeout));
+        self.idle.borrow_mut().retain(|(_, line)| line.idle_since.elapsed() < self.idle_timeout && line.quiet());
+        self.h2.borrow_mut().retain(|line| line.alive() && line.idle_for().is_none_or(|idle| idle < self.idle_timeout));
     }
 }
 

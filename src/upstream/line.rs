@@ -102,7 +102,12 @@ impl H1Line {
                 }
                 match self.connection.poll_without_shutdown(cx) {
                     Poll::Ready(_) => self.over = true,
-                    Poll::Pending => return answer.as_mut().poll(cx).map(|answer| answer.map_err(hyper::client::conn::TrySendError::into_error)),
+                    Poll::Pending => {
+                        return answer
+                            .as_mut()
+                            .poll(cx)
+                            .map(|answer| answer.map_err(hyper::client::conn::TrySendError::into_error));
+                    }
                 }
             }
         })
@@ -130,12 +135,7 @@ impl H1Line {
     /// The connection without HTTP, after a 101.
     pub(super) fn into_switched(self) -> Switched {
         let parts = self.connection.into_parts();
-        Switched {
-            transport: parts.io.into_inner(),
-            watch: self.watch,
-            read_ahead: parts.read_buf,
-            open: self.open,
-        }
+        Switched { transport: parts.io.into_inner(), watch: self.watch, read_ahead: parts.read_buf, open: self.open }
     }
 
     /// Drives until the connection's own part of an upgrade is done.

@@ -30,10 +30,10 @@ use crate::config;
 use crate::config::UpstreamProtocol;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
-use crate::telemetry::metrics::Handles;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::UpstreamId;
+use crate::telemetry::metrics::Handles;
 
 use endpoint::Endpoint;
 use endpoint::Line;
@@ -124,9 +124,13 @@ impl Lease {
             let settled = tokio::time::timeout(
                 SETTLE,
                 std::future::poll_fn(|cx| {
-                    if line.drive(cx).is_ready() { Poll::Ready(()) }
-                    else if line.reusable_now() { Poll::Ready(()) }
-                    else { Poll::Pending }
+                    if line.drive(cx).is_ready() {
+                        Poll::Ready(())
+                    } else if line.reusable_now() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    }
                 }),
             )
             .await;
@@ -198,11 +202,8 @@ impl Upstream {
         tls: &Rc<TlsConfigs>,
         handles: &Arc<Handles>,
     ) -> Option<Self> {
-        let endpoints: Option<Vec<_>> = config
-            .endpoints
-            .iter()
-            .map(|endpoint| Endpoint::new(id, config, endpoint, tls, handles.clone()))
-            .collect();
+        let endpoints: Option<Vec<_>> =
+            config.endpoints.iter().map(|endpoint| Endpoint::new(id, config, endpoint, tls, handles.clone())).collect();
         let endpoints = endpoints?;
         let turns = endpoints.iter().map(|_| Cell::new(0)).collect();
         Some(Self { id, endpoints, turns, attempts: config.attempts, handles: handles.clone() })
@@ -274,7 +275,11 @@ impl Upstream {
                     Err(error) if error.is_parse() => Err((SendFault::Protocol, None)),
                     // A pooled line that died while idle; with nothing of the answer read.
                     Err(error) => {
-                        let stale = age == LineAge::Pooled && (error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_io(&error));
+                        let stale = age == LineAge::Pooled
+                            && (error.is_canceled()
+                                || error.is_closed()
+                                || error.is_incomplete_message()
+                                || is_io(&error));
                         let repeatable = head.method.is_idempotent() || !upload.ended();
                         Err((SendFault::Reset, (stale && repeatable).then_some(RetryReason::Reset)))
                     }

@@ -25,12 +25,7 @@ pub(super) struct Resolver {
 
 impl Resolver {
     pub(super) fn new(host: &str, port: u16) -> Self {
-        Self {
-            host: host.to_owned(),
-            port,
-            known: RefCell::new(None),
-            refreshing: Cell::new(false),
-        }
+        Self { host: host.to_owned(), port, known: RefCell::new(None), refreshing: Cell::new(false) }
     }
 
     /// The addresses in the order in which they should be tried: IPv6 and IPv4 by turns. Empty when

@@ -221,10 +221,7 @@ impl Body for RequestBody {
     type Data = Chunk;
     type Error = UploadFault;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
         self.0.poll_frame(cx)
     }
 
