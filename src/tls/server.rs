@@ -32,6 +32,7 @@ use zeroize::Zeroizing;
 
 use super::ALPN_H2;
 use super::ALPN_HTTP1;
+use super::ALPN_HTTP10;
 use super::MinVersion;
 use super::certificate::FileGroup;
 use super::certificate::KeyPair;
@@ -427,7 +428,7 @@ fn build(
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(certificates.clone());
-    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec(), ALPN_HTTP10.to_vec()];
 
     // Sessions live with the clients, sealed; none are kept here, where they would be secrets in memory and a table that
     // clients can fill.
