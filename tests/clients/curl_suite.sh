@@ -142,7 +142,6 @@ truncate --size 34603008 "$work/33mb"
 
 # curl would offer the protocol `http/1.0` in the handshake and nothing else, which hardly any server knows.
 http10='http1.0 --no-alpn'
-run http1.0/speaks speaks 1.0 --http1.0 --no-alpn
 run http1.1/speaks speaks 1.1 --http1.1
 run http2/speaks speaks 2 --http2
 run tls1.2/speaks speaks 2 --tlsv1.2 --tls-max 1.2

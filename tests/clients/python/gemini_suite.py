@@ -190,6 +190,16 @@ async def parallel_streams():
         equal(await asyncio.gather(*(one(client, count) for count in counts)), list(counts))
 
 
+@case
+async def live_socket():
+    # The provider echoes what it is sent; the SDK takes any JSON for the answer to its set-up message.
+    async with connect(headers=headers()).aio as client:
+        async with client.live.connect(model="m") as session:
+            await session.send_client_content(turns=types.UserContent("höi"))
+            echo = json.loads(await session._ws.recv())
+            equal(echo["client_content"]["turns"][0]["parts"][0]["text"], "höi")
+
+
 @case(own=True)
 def unknown_route():
     with connect(base_url=BASE + "/nowhere") as client, raises(errors.ClientError, code=404, status="NOT_FOUND"):
