@@ -10,6 +10,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::drain;
 use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
+use crate::hygiene::process::Hardened;
 use crate::listener;
 use crate::listener::Places;
 use crate::listener::Plan;
@@ -43,6 +45,7 @@ use crate::telemetry::exporter::BearerToken;
 use crate::telemetry::labels::CertificateId;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::ListenerKind;
+use crate::telemetry::labels::ProcessGuard;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
 use crate::telemetry::log::Event;
@@ -139,6 +142,8 @@ struct Prepared {
     server_tls: Option<Arc<ServerTls>>,
     plans: Vec<Arc<PlanParts>>,
     client_tls: Vec<Arc<ClientConfigs>>,
+    /// By upstream: how many workers see it down.
+    down: Vec<Arc<AtomicUsize>>,
 }
 
 struct PlanParts {
@@ -149,9 +154,9 @@ struct PlanParts {
 }
 
 struct ClientConfigs {
-    auto: Arc<rustls::ClientConfig>,
-    h1: Arc<rustls::ClientConfig>,
-    h2: Arc<rustls::ClientConfig>,
+    auto: Arc<ClientTls>,
+    h1: Arc<ClientTls>,
+    h2: Arc<ClientTls>,
 }
 
 /// What a worker gets at the start and with each reload.
@@ -170,7 +175,6 @@ pub(crate) struct Bound {
     /// In the configuration's order, with the ports that the system chose for 0.
     pub(crate) listeners: Vec<SocketAddr>,
     pub(crate) metrics: Option<SocketAddr>,
-    pub(crate) admin: Option<SocketAddr>,
     runtime: LocalRuntime,
     control: Control,
     admin_socket: Option<TcpListener>,
@@ -194,7 +198,7 @@ struct Control {
 ///
 /// # Errors
 /// What is in the way; nothing is left running.
-pub(crate) fn start(config: Arc<Config>, reload: Reload) -> Result<Bound, StartFault> {
+pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> Result<Bound, StartFault> {
     raise_descriptor_limit();
     let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
@@ -256,13 +260,23 @@ pub(crate) fn start(config: Arc<Config>, reload: Reload) -> Result<Bound, StartF
         workers.push(WorkerHandle { updates });
     }
 
+    let guards = [
+        (ProcessGuard::CoreDumpsOff, hardened.core_dumps_off),
+        (ProcessGuard::NotDumpable, hardened.not_dumpable),
+        (ProcessGuard::NoNewPrivileges, hardened.no_new_privileges),
+    ];
+    for (guard, active) in guards {
+        prepared.handles.process().set_process_guard(guard, active);
+        if !active {
+            log::emit(Event::ProcessGuardMissing { guard });
+        }
+    }
     prepared.handles.process().runtime_workers.set(i64::try_from(workers_wanted).unwrap_or(i64::MAX));
     prepared.handles.process().config_loaded(prepared.config.fingerprint, SystemTime::now());
     log::emit(Event::Started { workers: workers_wanted });
     Ok(Bound {
         listeners,
         metrics: metrics_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
-        admin: admin_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
         runtime,
         control: Control {
             addresses: config.listeners.iter().map(|listener| listener.address).collect(),
@@ -445,9 +459,8 @@ impl Prepared {
             }
             false => None,
         };
-        let certificate_names = server_tls.as_ref().map(|tls| tls.names());
-        let dns_names = certificate_names.iter().flat_map(|names| names.dns()).map(|name| name.to_string());
-        let routes = Arc::new(Routes::new(&config, dns_names.collect::<Vec<_>>()));
+        let certificate_names = server_tls.as_ref().map(|tls| tls.names()).unwrap_or_default();
+        let routes = Arc::new(Routes::new(&config, certificate_names));
         let mut plans = Vec::new();
         for (place, listener) in config.listeners.iter().enumerate() {
             TrustedNetworks::parse(&listener.proxy_protocol_from)
@@ -474,7 +487,7 @@ impl Prepared {
                     server_name: None,
                 };
                 ClientTls::load(settings, now)
-                    .map(|tls| tls.config())
+                    .map(Arc::new)
                     .map_err(|fault| StartFault::UpstreamTls { upstream: upstream.name.clone(), fault })
             };
             client_tls.push(Arc::new(ClientConfigs {
@@ -502,7 +515,8 @@ impl Prepared {
         )
         .map_err(|_| StartFault::Names)?;
         let handles = Arc::new(registry.bind(&names));
-        Ok(Self { config, routes, handles, server_tls, plans, client_tls })
+        let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
+        Ok(Self { config, routes, handles, server_tls, plans, client_tls, down })
     }
 
     /// This configuration for one worker.
@@ -510,7 +524,7 @@ impl Prepared {
         let upstreams = self.config.upstreams.iter().zip(&self.client_tls).enumerate();
         let upstreams = upstreams.filter_map(|(place, (upstream, tls))| {
             let tls = Rc::new(TlsConfigs { auto: tls.auto.clone(), h1: tls.h1.clone(), h2: tls.h2.clone() });
-            Upstream::new(upstream_id(place), upstream, &tls, &self.handles).map(Rc::new)
+            Upstream::new(upstream_id(place), upstream, &tls, &self.handles, &self.down[place]).map(Rc::new)
         });
         Rc::new(Snapshot {
             config: self.config.clone(),

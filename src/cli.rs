@@ -210,7 +210,7 @@ impl std::fmt::Display for RunRefused {
 }
 
 /// Does what the command line says; `run` and `demo` are the program's.
-pub fn dispatch(cli: Cli, run: fn(RunArgs) -> ExitCode, demo: fn(DemoArgs) -> ExitCode) -> ExitCode {
+pub fn dispatch(cli: Cli, run: impl FnOnce(RunArgs) -> ExitCode, demo: impl FnOnce(DemoArgs) -> ExitCode) -> ExitCode {
     let mut out = io::stdout().lock();
     let mut err = io::stderr();
     let done = match cli.command {

@@ -31,6 +31,7 @@ use crate::app;
 use crate::cli::DemoArgs;
 use crate::config::Config;
 use crate::hygiene::io::HyperIo;
+use crate::hygiene::process::Hardened;
 
 /// Between two events of the scripted provider.
 const PACE: Duration = Duration::from_millis(60);
@@ -39,7 +40,7 @@ const WORDS: [&str; 12] =
     ["Prompts", " pass", " through", ",", " chunk", " by", " chunk", ",", " and", " nothing", " stays", "."];
 
 /// Runs the demo; returns when it is interrupted, or after one stream with `--once`.
-pub(crate) fn run(arguments: &DemoArgs) -> ExitCode {
+pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
     let Some(provider) = start_provider() else {
         eprintln!("nullhop demo: cannot listen on 127.0.0.1");
         return ExitCode::FAILURE;
@@ -60,7 +61,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> ExitCode {
         }
     };
     crate::init_log(&config);
-    let bound = match app::start(config, Box::new(|| Err(1))) {
+    let bound = match app::start(config, hardened, Box::new(|| Err(1))) {
         Ok(bound) => bound,
         Err(fault) => {
             eprintln!("nullhop demo: {fault}");

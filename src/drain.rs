@@ -56,11 +56,6 @@ impl DrainTrigger {
             }
         }
     }
-
-    /// Where it stands.
-    pub(crate) fn phase(&self) -> Phase {
-        *self.0.borrow()
-    }
 }
 
 impl DrainWatcher {

@@ -1,11 +1,10 @@
 //! nullhop.
-#![allow(missing_docs, dead_code)]
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod app;
-pub mod cli;
+pub(crate) mod cli;
 pub(crate) mod clock;
-pub mod config;
+pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod drain;
 pub mod hygiene;
@@ -29,11 +28,12 @@ use clap::Parser;
 /// The program, from its command line to its exit code.
 pub fn main() -> ExitCode {
     telemetry::log::install_panic_hook();
-    cli::dispatch(cli::Cli::parse(), run, |arguments| demo::run(&arguments))
+    let hardened = hygiene::process::harden();
+    cli::dispatch(cli::Cli::parse(), |arguments| run(arguments, hardened), |arguments| demo::run(&arguments, hardened))
 }
 
 /// `nullhop run`.
-fn run(arguments: cli::RunArgs) -> ExitCode {
+fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCode {
     let loaded = match arguments.load() {
         Ok(loaded) => loaded,
         Err(refused) => {
@@ -50,7 +50,7 @@ fn run(arguments: cli::RunArgs) -> ExitCode {
         Err(cli::RunRefused::Configuration(report)) => Err(report.problems()),
         Err(_) => Err(1),
     };
-    match app::start(loaded.config, Box::new(reload)) {
+    match app::start(loaded.config, hardened, Box::new(reload)) {
         Ok(bound) => {
             bound.run();
             ExitCode::SUCCESS

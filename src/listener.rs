@@ -256,7 +256,7 @@ async fn welcome(
                     if fault == HandshakeFault::TimedOut {
                         handles.guard(Guard::HandshakeTimeout).inc();
                     }
-                    metrics.handshakes(result_of(fault)).inc();
+                    metrics.handshakes(fault.result()).inc();
                     return;
                 }
             }
@@ -275,20 +275,6 @@ fn prepare(stream: &TcpStream, limits: &Limits) {
     );
     // A peer that acknowledges nothing, or keeps its window shut, is given up by the kernel as well.
     let _ = socket.set_tcp_user_timeout(Some(limits.write_stall));
-}
-
-fn result_of(fault: HandshakeFault) -> HandshakeResult {
-    match fault {
-        HandshakeFault::NoSharedCipher => HandshakeResult::NoSharedCipher,
-        HandshakeFault::BadClientCertificate
-        | HandshakeFault::BadMessage
-        | HandshakeFault::ClientAlert
-        | HandshakeFault::NoSharedProtocol
-        | HandshakeFault::NotTls
-        | HandshakeFault::UnknownServerName => HandshakeResult::BadClient,
-        HandshakeFault::TimedOut => HandshakeResult::Timeout,
-        HandshakeFault::Closed | HandshakeFault::Internal => HandshakeResult::Other,
-    }
 }
 
 /// Counts up while it lives.

@@ -102,11 +102,6 @@ impl Provider {
             Self::Anthropic | Self::Gemini | Self::Vertex | Self::Bedrock | Self::Azure => "",
         }
     }
-
-    /// Whether the provider serves WebSockets (Realtime, Responses, Live) as far as is known.
-    pub(crate) fn serves_websocket(self) -> bool {
-        matches!(self, Self::Openai | Self::Gemini | Self::Vertex | Self::Azure)
-    }
 }
 
 /// `v1`, `v1beta`, `v1alpha`, `v2`, `v1beta1`.

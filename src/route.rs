@@ -13,6 +13,7 @@ use crate::provider;
 use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
+use crate::tls::certificate::Names;
 
 /// All routes of one configuration.
 pub(crate) struct Routes {
@@ -24,6 +25,7 @@ pub(crate) struct Routes {
     bare: [Option<usize>; 3],
     /// Other host names that clients may use.
     hosts: HashSet<String>,
+    certificate_names: Names,
     targets: Vec<Target>,
 }
 
@@ -54,19 +56,17 @@ pub(crate) enum NoRoute {
 }
 
 impl Routes {
-    /// The routes of `config`; `certificate_names` are names that clients may use as well.
-    pub(crate) fn new(config: &Config, certificate_names: impl IntoIterator<Item = String>) -> Self {
+    /// The routes of `config`; clients may use the names in its certificates as well.
+    pub(crate) fn new(config: &Config, certificate_names: Names) -> Self {
         let mut routes = Self {
             by_host: HashMap::new(),
             prefixes: Vec::new(),
             bare: [None; 3],
             hosts: config.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            certificate_names,
             targets: Vec::new(),
         };
         routes.hosts.insert("localhost".to_owned());
-        for name in certificate_names {
-            routes.hosts.insert(name.to_ascii_lowercase());
-        }
         if let Some(url) = &config.public_url {
             let authority = url.split("://").nth(1).unwrap_or("").split('/').next().unwrap_or("");
             let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
@@ -107,7 +107,8 @@ impl Routes {
             // An address cannot be bent to another target: it is ours or the client was misled.
             return address.is_loopback()
                 || local.is_some_and(|local| local.ip().to_canonical() == address.to_canonical())
-                || self.hosts.contains(name);
+                || self.hosts.contains(name)
+                || self.certificate_names.contains(name);
         }
         let lower;
         let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -116,9 +117,7 @@ impl Routes {
         } else {
             name
         };
-        self.hosts.contains(name)
-            || self.by_host.contains_key(name)
-            || name.split_once('.').is_some_and(|(_, parent)| self.hosts.contains(&format!("*.{parent}")))
+        self.hosts.contains(name) || self.by_host.contains_key(name) || self.certificate_names.contains(name)
     }
 
     /// The upstream for `path` at `host`.

@@ -331,11 +331,12 @@ pub struct Loaded {
 impl Config {
     /// The configuration of `nullhop run` without a file: the five providers, pass-through, a
     /// self-signed certificate, loopback port 8443.
-    pub fn built_in() -> Arc<Self> {
+    #[cfg(test)]
+    pub(crate) fn built_in() -> Arc<Self> {
         Self::load_built_in().config
     }
 
-    /// [`Config::built_in`] with its rendering.
+    /// The configuration of `nullhop run` without a file, with its rendering.
     pub fn load_built_in() -> Loaded {
         let loaded = Self::from_toml(BUILT_IN, Path::new(""), "built-in configuration");
         loaded.expect("a test reads it")

@@ -3,6 +3,7 @@
 pub(crate) mod alloc;
 pub(crate) mod chunk;
 pub(crate) mod io;
+pub(crate) mod process;
 pub(crate) mod wipe;
 
 use zeroize::Zeroizing;

@@ -21,8 +21,12 @@ use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
 use crate::upstream::Lease;
 use crate::upstream::Upload;
+
+/// One chunk in so many is timed, from its hand-over to the client's side until that asks for the next.
+const CHUNKS_PER_SAMPLE: u32 = 64;
 
 /// When a stream handed out its last chunk and has not been asked for another since. Seen by
 /// whoever guards the client's side of the stream.
@@ -77,6 +81,7 @@ pub(crate) struct Relayed {
     /// What the outcome is if the end is reached.
     outcome: Outcome,
     ended: bool,
+    chunks: u32,
 }
 
 impl Relayed {
@@ -99,6 +104,7 @@ impl Relayed {
             alarm: Box::pin(tokio::time::sleep(silence_max)),
             outcome,
             ended: false,
+            chunks: 0,
         };
         if this.body.is_end_stream() {
             this.end();
@@ -107,7 +113,12 @@ impl Relayed {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
-        self.stall.0.set(None);
+        let handed_at = self.stall.0.take();
+        if self.chunks % CHUNKS_PER_SAMPLE == 1
+            && let Some(handed_at) = handed_at
+        {
+            self.tally.overhead(Phase::Chunk, handed_at.elapsed());
+        }
         if self.ended {
             return Poll::Ready(None);
         }
@@ -128,6 +139,7 @@ impl Relayed {
                 let now = Instant::now();
                 self.tally.passed(frame.data_ref().map_or(0, |data| data.as_slice().len()), now);
                 self.stall.0.set(Some(now));
+                self.chunks = self.chunks.wrapping_add(1);
                 if frame.is_trailers() || self.body.is_end_stream() {
                     self.end();
                 }

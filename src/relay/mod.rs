@@ -29,6 +29,7 @@ use crate::provider::Operation;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
 use crate::upstream::Answer;
 use crate::upstream::RequestHead;
@@ -104,6 +105,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         path: std::mem::take(&mut way.path),
         headers: head::request_headers(parts.headers, way.upstream_config().privacy, empty),
     };
+    way.tally.overhead(Phase::Request, way.tally.age());
     let sent = Instant::now();
     match await_head(&way, &head, &upload).await {
         Ok(answer) => {
@@ -178,6 +180,7 @@ fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
 }
 
 fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerBody> {
+    let began = Instant::now();
     let Answer { response, lease } = answer;
     let (mut parts, body) = response.into_parts();
     parts.headers = head::response_headers(parts.headers);
@@ -189,6 +192,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     });
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
     let outcome = outcome_of(parts.status);
+    way.tally.overhead(Phase::ResponseHead, began.elapsed());
     let silence_max = way.upstream_config().silence_timeout;
     let relayed = Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
     Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))

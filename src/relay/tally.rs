@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::provider::Operation;
 use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::metrics::GaugeGuard;
@@ -86,6 +87,16 @@ impl Tally {
         self.head_came = true;
         self.last_byte = Instant::now();
         self.handles.traffic(self.upstream).response(status, source);
+    }
+
+    /// nullhop's own part in something took `took`.
+    pub(super) fn overhead(&self, phase: Phase, took: Duration) {
+        self.handles.overhead(phase).observe(took);
+    }
+
+    /// Time since the request's head was there.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// A chunk of the answer passes. Here the meter will look on.

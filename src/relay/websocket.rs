@@ -73,6 +73,7 @@ pub(crate) struct Peer {
     pub(crate) drain: DrainWatcher,
     pub(crate) write_stall: Duration,
     /// The connection's places and gauges, which must be held as long.
+    #[expect(dead_code, reason = "held for its drop")]
     pub(crate) hold: Rc<dyn Any>,
 }
 

@@ -125,10 +125,6 @@ impl Connection {
         }
     }
 
-    pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight.get()
-    }
-
     pub(super) fn write_stall(&self) -> Duration {
         self.limits.write_stall
     }

@@ -18,7 +18,6 @@ use std::time::SystemTime;
 use prometheus::IntCounter;
 use prometheus::Opts;
 
-use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::IoFault;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerKind;
@@ -30,64 +29,22 @@ use crate::telemetry::labels::labels;
 /// Something worth a line.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    AcceptFailed {
-        kind: ListenerKind,
-        address: SocketAddr,
-        error: IoFault,
-    },
-    CertificateExpiresSoon {
-        certificate: Name,
-        left: Duration,
-    },
-    CertificateRefused {
-        certificate: Name,
-    },
-    CertificateReloaded {
-        certificate: Name,
-        left: Duration,
-    },
-    ConfigRefused {
-        problems: usize,
-    },
+    AcceptFailed { kind: ListenerKind, address: SocketAddr, error: IoFault },
+    CertificateExpiresSoon { certificate: Name, left: Duration },
+    CertificateRefused { certificate: Name },
+    CertificateReloaded { certificate: Name, left: Duration },
+    ConfigRefused { problems: usize },
     ConfigReloaded,
-    DrainFinished {
-        streams_cut: usize,
-        took: Duration,
-    },
-    DrainStarted {
-        streams: usize,
-        deadline: Duration,
-    },
-    /// A guard acted more often than the threshold that is set for it.
-    GuardThreshold {
-        guard: Guard,
-        count: u64,
-    },
-    Listening {
-        kind: ListenerKind,
-        address: SocketAddr,
-    },
-    PanicCaught {
-        site: PanicSite,
-    },
-    ProcessGuardMissing {
-        guard: ProcessGuard,
-    },
-    RetentionWarning {
-        warning: RetentionWarning,
-    },
-    Started {
-        workers: usize,
-    },
-    Stopped {
-        uptime: Duration,
-    },
-    UpstreamDown {
-        upstream: Name,
-    },
-    UpstreamUp {
-        upstream: Name,
-    },
+    DrainFinished { streams_cut: usize, took: Duration },
+    DrainStarted { streams: usize, deadline: Duration },
+    Listening { kind: ListenerKind, address: SocketAddr },
+    PanicCaught { site: PanicSite },
+    ProcessGuardMissing { guard: ProcessGuard },
+    RetentionWarning { warning: RetentionWarning },
+    Started { workers: usize },
+    Stopped { uptime: Duration },
+    UpstreamDown { upstream: Name },
+    UpstreamUp { upstream: Name },
 }
 
 labels! {
@@ -113,7 +70,6 @@ labels! {
         ConfigReloaded => "config_reloaded",
         DrainFinished => "drain_finished",
         DrainStarted => "drain_started",
-        GuardThreshold => "guard_threshold",
         Listening => "listening",
         PanicCaught => "panic_caught",
         ProcessGuardMissing => "process_guard_missing",
@@ -224,7 +180,6 @@ impl Event {
             Self::ConfigReloaded => EventKind::ConfigReloaded,
             Self::DrainFinished { .. } => EventKind::DrainFinished,
             Self::DrainStarted { .. } => EventKind::DrainStarted,
-            Self::GuardThreshold { .. } => EventKind::GuardThreshold,
             Self::Listening { .. } => EventKind::Listening,
             Self::PanicCaught { .. } => EventKind::PanicCaught,
             Self::ProcessGuardMissing { .. } => EventKind::ProcessGuardMissing,
@@ -243,7 +198,6 @@ impl Event {
             | Self::ConfigRefused { .. }
             | Self::PanicCaught { .. } => LogLevel::Error,
             Self::CertificateExpiresSoon { .. }
-            | Self::GuardThreshold { .. }
             | Self::ProcessGuardMissing { .. }
             | Self::RetentionWarning { .. }
             | Self::UpstreamDown { .. } => LogLevel::Warn,
@@ -280,10 +234,6 @@ impl Event {
             Self::DrainStarted { streams, deadline } => {
                 line.number("streams", *streams as u64);
                 line.seconds("deadline_seconds", *deadline);
-            }
-            Self::GuardThreshold { guard, count } => {
-                line.label(*guard);
-                line.number("count", *count);
             }
             Self::Listening { kind, address } => {
                 line.label(*kind);
@@ -474,7 +424,6 @@ mod tests {
             Event::ConfigReloaded,
             Event::DrainFinished { streams_cut: 2, took: Duration::from_millis(1500) },
             Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
-            Event::GuardThreshold { guard: Guard::WriteStall, count: 100 },
             Event::Listening { kind: ListenerKind::Metrics, address },
             Event::PanicCaught { site: PanicSite::new(Some(Location::caller())) },
             Event::ProcessGuardMissing { guard: ProcessGuard::Seccomp },

@@ -152,10 +152,6 @@ impl Metrics {
         handles
     }
 
-    pub(crate) fn process(&self) -> &Arc<ProcessMetrics> {
-        &self.process
-    }
-
     /// The text format 0.0.4.
     pub(crate) fn render(&self) -> String {
         // The encoder fails on families without a name, a type or a series; the registry gathers none of these.
@@ -291,7 +287,6 @@ impl ProcessMetrics {
 pub(crate) struct ListenerMetrics {
     pub(crate) connections: IntCounter,
     pub(crate) handshake_seconds: LazyHistogram,
-    name: Name,
     open: ByLabel<Protocol, IntGauge>,
     refused: ByLabel<RefusedReason, IntCounter>,
     handshakes: ByLabel<HandshakeResult, IntCounter>,
@@ -303,7 +298,6 @@ impl ListenerMetrics {
         Self {
             connections: families.connections.with_label_values(&[listener]),
             handshake_seconds: LazyHistogram::new(&families.handshake_duration, [name.into()]),
-            name: name.clone(),
             open: ByLabel::new(|protocol: Protocol| {
                 families.open_connections.with_label_values(&[listener, protocol.as_str()])
             }),
@@ -314,11 +308,6 @@ impl ListenerMetrics {
                 families.handshakes.with_label_values(&[listener, result.as_str()])
             }),
         }
-    }
-
-    /// For log lines.
-    pub(crate) fn name(&self) -> &Name {
-        &self.name
     }
 
     pub(crate) fn open(&self, protocol: Protocol) -> &IntGauge {

@@ -53,6 +53,7 @@ impl Names {
     }
 
     /// The IP addresses, each once.
+    #[cfg(test)]
     pub fn ips(&self) -> &[IpAddr] {
         &self.ips
     }

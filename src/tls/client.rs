@@ -53,8 +53,6 @@ pub enum Roots {
     WebPki,
     /// Only the authorities in this PEM file.
     File(PathBuf),
-    /// Both.
-    WebPkiAndFile(PathBuf),
 }
 
 /// Which HTTP versions to offer.
@@ -205,7 +203,6 @@ fn roots(roots: &Roots) -> Result<RootCertStore, TlsFault> {
     let (public, file) = match roots {
         Roots::WebPki => (true, None),
         Roots::File(path) => (false, Some(path)),
-        Roots::WebPkiAndFile(path) => (true, Some(path)),
     };
     let mut store = RootCertStore::empty();
     if public {

@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::BUFFER_BYTES_MAX;
 use super::Protocol;
 use super::server::ServerTls;
+use crate::telemetry::labels::HandshakeResult;
 
 /// What a handshake settled.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,18 +99,18 @@ pub enum HandshakeFault {
 
 impl HandshakeFault {
     /// The value of the label `result` on `nullhop_tls_handshakes_total`; success is `ok`.
-    pub fn result(self) -> &'static str {
+    pub fn result(self) -> HandshakeResult {
         match self {
-            Self::NoSharedCipher => "no_shared_cipher",
+            Self::NoSharedCipher => HandshakeResult::NoSharedCipher,
             Self::BadClientCertificate
             | Self::BadMessage
             | Self::ClientAlert
             | Self::NoSharedProtocol
             | Self::NotTls
-            | Self::UnknownServerName => "bad_client",
-            Self::TimedOut => "timeout",
+            | Self::UnknownServerName => HandshakeResult::BadClient,
+            Self::TimedOut => HandshakeResult::Timeout,
             // A client that just leaves is not "bad": load balancers probe a port like this all day.
-            Self::Closed | Self::Internal => "other",
+            Self::Closed | Self::Internal => HandshakeResult::Other,
         }
     }
 

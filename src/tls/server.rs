@@ -262,9 +262,6 @@ pub async fn watch(tls: Arc<ServerTls>, every: Duration, mut report: impl FnMut(
     }
 }
 
-/// How often [`watch`] looks unless configured otherwise. Picked by feel: soon enough for an operator who waits for it.
-pub const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-
 /// One immutable generation.
 pub struct Current {
     config: Arc<ServerConfig>,

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
@@ -14,12 +13,17 @@ use crate::socket::Socket;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::ConnectResult;
+use crate::tls::Protocol;
+use crate::tls::client::ClientTls;
 
 /// RFC 8305 section 8: the recommended wait before the next address is tried beside the last one.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 /// The kernel gives a connection up when sent data stays unacknowledged this long.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Behind the caller's own deadline, which covers DNS and TCP as well.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection that is ready for HTTP.
 pub(super) struct Connected {
@@ -36,7 +40,7 @@ pub(super) struct Connected {
 /// The label of what went wrong last.
 pub(super) async fn connect(
     addresses: &[SocketAddr],
-    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<(Arc<ClientTls>, ServerName<'static>)>,
 ) -> Result<Connected, ConnectResult> {
     let stream = first_to_answer(addresses).await?;
     let _ = stream.set_nodelay(true);
@@ -46,13 +50,11 @@ pub(super) async fn connect(
     );
     let _ = reference.set_tcp_user_timeout(Some(USER_TIMEOUT));
     let (socket, watch) = Socket::new(stream);
-    let Some((config, name)) = tls else {
+    let Some((tls, name)) = tls else {
         return Ok(Connected { transport: Transport::Plain(socket), watch, h2: false });
     };
-    let connector = tokio_rustls::TlsConnector::from(config);
-    let stream = connector.connect(name, socket).await.map_err(|_| ConnectResult::Tls)?;
-    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Connected { transport: Transport::Tls(stream.into()), watch, h2 })
+    let (stream, protocol) = tls.connect(socket, &name, HANDSHAKE_TIMEOUT).await.map_err(|_| ConnectResult::Tls)?;
+    Ok(Connected { transport: Transport::Tls(stream.into()), watch, h2: protocol == Protocol::Http2 })
 }
 
 async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectResult> {

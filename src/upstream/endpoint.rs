@@ -129,6 +129,11 @@ impl Endpoint {
         self.paused_until.get().is_none_or(|until| until <= now)
     }
 
+    /// Whether it has failed so often in a row that it counts as down.
+    pub(super) fn failing(&self) -> bool {
+        self.failures.get() >= FAILURES_MAX
+    }
+
     /// A line for one request of `tenant`: pooled, shared or new.
     ///
     /// # Errors

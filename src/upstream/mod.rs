@@ -13,6 +13,8 @@ use std::hash::RandomState;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -33,7 +35,10 @@ use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::UpstreamId;
+use crate::telemetry::log;
+use crate::telemetry::log::Event;
 use crate::telemetry::metrics::Handles;
+use crate::tls::client::ClientTls;
 
 use endpoint::Endpoint;
 use endpoint::Line;
@@ -168,13 +173,13 @@ pub(crate) enum SendFault {
 
 /// The rustls configurations of one upstream: ALPN differs.
 pub(crate) struct TlsConfigs {
-    pub(crate) auto: Arc<rustls::ClientConfig>,
-    pub(crate) h1: Arc<rustls::ClientConfig>,
-    pub(crate) h2: Arc<rustls::ClientConfig>,
+    pub(crate) auto: Arc<ClientTls>,
+    pub(crate) h1: Arc<ClientTls>,
+    pub(crate) h2: Arc<ClientTls>,
 }
 
 impl TlsConfigs {
-    fn choose(&self, protocol: UpstreamProtocol, h2_wanted: bool) -> Arc<rustls::ClientConfig> {
+    fn choose(&self, protocol: UpstreamProtocol, h2_wanted: bool) -> Arc<ClientTls> {
         match protocol {
             _ if !h2_wanted => self.h1.clone(),
             UpstreamProtocol::Auto => self.auto.clone(),
@@ -192,6 +197,10 @@ pub(crate) struct Upstream {
     turns: Vec<Cell<i64>>,
     attempts: u32,
     handles: Arc<Handles>,
+    /// How many workers see this upstream down; shared by them.
+    down: Arc<AtomicUsize>,
+    /// Whether this worker is one of them.
+    is_down: Cell<bool>,
 }
 
 impl Upstream {
@@ -201,12 +210,21 @@ impl Upstream {
         config: &config::Upstream,
         tls: &Rc<TlsConfigs>,
         handles: &Arc<Handles>,
+        down: &Arc<AtomicUsize>,
     ) -> Option<Self> {
         let endpoints: Option<Vec<_>> =
             config.endpoints.iter().map(|endpoint| Endpoint::new(id, config, endpoint, tls, handles.clone())).collect();
         let endpoints = endpoints?;
         let turns = endpoints.iter().map(|_| Cell::new(0)).collect();
-        Some(Self { id, endpoints, turns, attempts: config.attempts, handles: handles.clone() })
+        Some(Self {
+            id,
+            endpoints,
+            turns,
+            attempts: config.attempts,
+            handles: handles.clone(),
+            down: down.clone(),
+            is_down: Cell::new(false),
+        })
     }
 
     /// Gets the head of an answer to `head`. Tries another line or endpoint only while no byte of
@@ -362,14 +380,26 @@ impl Upstream {
         (place, &self.endpoints[place])
     }
 
-    /// Once a second: closes idle lines and tells the dashboards how the endpoints are.
+    /// Once a second: closes idle lines and tells the dashboards how the endpoints are. An upstream is
+    /// down when some worker can reach none of its endpoints, until a connect succeeds.
     pub(crate) fn sweep(&self) {
-        let now = Instant::now();
         for endpoint in &self.endpoints {
             endpoint.sweep();
         }
-        let up = self.endpoints.iter().any(|endpoint| endpoint.healthy(now));
-        self.handles.upstream(self.id).set_up(up);
+        let is_down = self.endpoints.iter().all(|endpoint| endpoint.failing());
+        if self.is_down.replace(is_down) == is_down {
+            return;
+        }
+        let metrics = self.handles.upstream(self.id);
+        if is_down {
+            if self.down.fetch_add(1, Relaxed) == 0 {
+                metrics.set_up(false);
+                log::emit(Event::UpstreamDown { upstream: metrics.name().clone() });
+            }
+        } else if self.down.fetch_sub(1, Relaxed) == 1 {
+            metrics.set_up(true);
+            log::emit(Event::UpstreamUp { upstream: metrics.name().clone() });
+        }
     }
 }
 

@@ -162,11 +162,13 @@ run http1.0/download download --http1.0 --no-alpn
 run http1.1/expect_continue expect_continue --http1.1
 if [[ $direct != 1 ]]; then
     for version in http1.1 http2; do
-        for function in hint_for_a_wrong_base trace other_host dot_segments big_header hello body_over_the_limit \
+        for function in hint_for_a_wrong_base trace other_host dot_segments hello body_over_the_limit \
             endless_body_over_the_limit; do
             run "$version/$function" $function --$version
         done
     done
+    # Not over HTTP/2: nghttp2 itself refuses to send more than 64 KiB of header block.
+    run http1.1/big_header big_header --http1.1
     run http1.1/absolute_form absolute_form --http1.1
 fi
 echo "$passed passed, $failed failed"

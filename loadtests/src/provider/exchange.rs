@@ -236,9 +236,8 @@ fn respond(
     for (name, value) in answer.headers.drain(..) {
         headers.insert(name, value);
     }
-    if let Some(trailers) = &bends.trailers
-        && !connection.h2
-    {
+    // Declared on both versions: an h1 hop on the way passes only those on that it was told of (RFC 9110 section 6.6.2).
+    if let Some(trailers) = &bends.trailers {
         let names: Vec<&str> = trailers.keys().map(|name| name.as_str()).collect();
         headers.insert(header::TRAILER, HeaderValue::from_str(&names.join(", ")).expect("header names are ASCII"));
     }
