@@ -169,7 +169,8 @@ impl Connection {
 
     /// Looks at everything.
     pub(super) fn check(&self, now: Instant) -> Verdict {
-        if self.watch.write_blocked_for().is_some_and(|blocked| blocked >= self.limits.write_stall) {
+        let blocked = self.watch.write_blocked_for();
+        if blocked.is_some_and(|blocked| blocked >= self.limits.write_stall) {
             return Verdict::Cut(Guard::WriteStall);
         }
         if self.in_flight.get() == 0 {
@@ -216,7 +217,8 @@ impl Connection {
                 return Verdict::GoAway(guard);
             }
         }
-        Verdict::Again(self.tick())
+        let left = blocked.map(|blocked| self.limits.write_stall - blocked + Duration::from_millis(1));
+        Verdict::Again(self.tick().min(left.unwrap_or(Duration::MAX)))
     }
 
     /// Whether the client goes on as if it had not been told to go away. A last GOAWAY needs the
