@@ -273,8 +273,9 @@ fn prepare(stream: &TcpStream, limits: &Limits) {
     let _ = socket.set_tcp_keepalive(
         &socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)),
     );
-    // A peer that acknowledges nothing, or keeps its window shut, is given up by the kernel as well.
-    let _ = socket.set_tcp_user_timeout(Some(limits.write_stall));
+    // A peer that acknowledges nothing, or keeps its window shut, is given up by the kernel as well;
+    // later than by the guard, which counts it.
+    let _ = socket.set_tcp_user_timeout(Some(limits.write_stall * 2));
 }
 
 /// Counts up while it lives.

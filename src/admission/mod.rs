@@ -40,6 +40,8 @@ pub(crate) enum Refusal {
     ClientGone,
     /// An expectation other than `100-continue`.
     Expectation,
+    /// The head has more bytes or fields than allowed.
+    HeadTooLarge,
     /// A fault of ours.
     Internal,
     /// The head is ambiguous or malformed.

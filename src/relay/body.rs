@@ -34,6 +34,11 @@ const CHUNKS_PER_SAMPLE: u32 = 64;
 pub(crate) struct StallMark(Rc<Cell<Option<Instant>>>);
 
 impl StallMark {
+    /// Something waits for the client from now on.
+    pub(crate) fn start(&self, now: Instant) {
+        self.0.set(Some(now));
+    }
+
     /// Since when the client has not taken what waits for it.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
         self.0.get()

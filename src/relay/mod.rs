@@ -158,6 +158,7 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
         let guard = match refusal {
             Refusal::BodyTooLarge => Some(Guard::BodyTooLarge),
             Refusal::BodyTooSlow => Some(Guard::BodyTooSlow),
+            Refusal::Malformed => Some(Guard::BadFraming),
             Refusal::UpstreamProtocol => Some(Guard::UpstreamBadAnswer),
             _ => None,
         };
@@ -172,6 +173,7 @@ fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
     match (fault, upload.fault()) {
         (_, Some(UploadFault::TooLarge)) => Refusal::BodyTooLarge,
         (_, Some(UploadFault::TooSlow)) => Refusal::BodyTooSlow,
+        (_, Some(UploadFault::BadFraming)) => Refusal::Malformed,
         (_, Some(UploadFault::ClientGone)) => Refusal::ClientGone,
         (SendFault::Crowded, _) => Refusal::Overloaded,
         (SendFault::Protocol, _) => Refusal::UpstreamProtocol,

@@ -74,6 +74,15 @@ fn row(refusal: &Refusal, dialect: Dialect) -> Row {
             retry: Retry::No,
             close: true,
         },
+        Refusal::HeadTooLarge => Row {
+            status: 431,
+            openai: (invalid, "head_too_large"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The request head is larger than this endpoint allows.",
+            retry: Retry::No,
+            close: true,
+        },
         Refusal::Internal => Row {
             status: 500,
             openai: ("server_error", "internal_error"),
@@ -242,6 +251,7 @@ fn outcome(refusal: &Refusal) -> Outcome {
         Refusal::BodyTooLarge
         | Refusal::BodyTooSlow
         | Refusal::Expectation
+        | Refusal::HeadTooLarge
         | Refusal::Malformed
         | Refusal::Method
         | Refusal::Misdirected

@@ -55,6 +55,8 @@ pub(super) struct Connection {
     cancels: Cell<(Instant, u32)>,
     /// Set once it shall take no more requests.
     closing: Cell<Option<Instant>>,
+    /// Requests until then.
+    requests_at_close: Cell<u32>,
     /// The stall mark of the h2 request that hyper is about to spawn.
     spawning: RefCell<Option<StallMark>>,
 }
@@ -100,6 +102,7 @@ impl Connection {
             idle_since: Cell::new(now),
             cancels: Cell::new((now, 0)),
             closing: Cell::new(None),
+            requests_at_close: Cell::new(0),
             spawning: RefCell::new(None),
         })
     }
@@ -122,6 +125,7 @@ impl Connection {
     pub(super) fn close(&self) {
         if self.closing.get().is_none() {
             self.closing.set(Some(Instant::now()));
+            self.requests_at_close.set(self.requests.get());
         }
     }
 
@@ -161,7 +165,8 @@ impl Connection {
 
     /// Looks at everything.
     pub(super) fn check(&self, now: Instant) -> Verdict {
-        if self.watch.write_blocked_for().is_some_and(|blocked| blocked >= self.limits.write_stall) {
+        let blocked = self.watch.write_blocked_for();
+        if blocked.is_some_and(|blocked| blocked >= self.limits.write_stall) {
             return Verdict::Cut(Guard::WriteStall);
         }
         if self.in_flight.get() == 0 {
@@ -187,6 +192,9 @@ impl Connection {
         } else if self.protocol == Protocol::H1 && !self.watch.read_armed() && self.watch.peer_gone() {
             return Verdict::Gone;
         }
+        if self.deaf() {
+            return Verdict::Cut(Guard::RequestsPerConnection);
+        }
         if self.closing.get().is_none() {
             let (since, cancels) = self.cancels.get();
             let guard = if cancels >= self.limits.cancels_per_connection
@@ -205,13 +213,24 @@ impl Connection {
                 return Verdict::GoAway(guard);
             }
         }
-        Verdict::Again(self.tick())
+        let left = blocked.map(|blocked| self.limits.write_stall - blocked + Duration::from_millis(1));
+        Verdict::Again(self.tick().min(left.unwrap_or(Duration::MAX)))
+    }
+
+    /// Whether the client goes on as if it had not been told to go away. A last GOAWAY needs the
+    /// answer to a PING, and a client may keep that back for ever. An honest one had no more requests
+    /// on the way than it may have open, since the next ones need the answers that the news precede.
+    fn deaf(&self) -> bool {
+        self.closing.get().is_some()
+            && self.requests.get() - self.requests_at_close.get() > self.limits.streams_per_connection.saturating_mul(2)
     }
 
     /// Whether something has come up that cannot wait for the next tick.
     pub(super) fn urgent(&self) -> bool {
-        self.closing.get().is_none()
-            && (self.requests.get() >= self.requests_max || self.cancels.get().1 >= self.limits.cancels_per_connection)
+        if self.closing.get().is_some() {
+            return self.deaf();
+        }
+        self.requests.get() >= self.requests_max || self.cancels.get().1 >= self.limits.cancels_per_connection
     }
 }
 

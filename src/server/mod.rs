@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ use crate::telemetry::labels::Protocol;
 use crate::telemetry::labels::RefusedReason;
 use crate::telemetry::metrics::Handles;
 use crate::upstream::Upstream;
+use crate::upstream::h2_error as h2_fault;
 
 use connection::Connection;
 use connection::Served;
@@ -64,6 +66,10 @@ const H1_BUFFER_BYTES: usize = 64 << 10;
 /// not take.
 const H2_STREAM_WINDOW: u32 = 128 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// hyper answers a longer head itself and tells nobody, so ours is the lower limit of the two. It
+/// gives up on the whole connection at four times this.
+const H2_HEAD_SLACK: usize = 2;
 
 /// What each h2 stream may hold of an answer that its client does not take.
 const H2_SEND_BUFFER: usize = 64 << 10;
@@ -161,7 +167,7 @@ impl Server {
                     .keep_alive_interval(Duration::from_secs(20))
                     .keep_alive_timeout(Duration::from_secs(10))
                     .max_concurrent_streams(limits.streams_per_connection)
-                    .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+                    .max_header_list_size(u32::try_from(H2_HEAD_SLACK * limits.head_bytes).unwrap_or(u32::MAX))
                     .header_table_size(4096)
                     .max_pending_accept_reset_streams(20)
                     .max_local_error_reset_streams(128)
@@ -183,14 +189,10 @@ impl Server {
         stall: StallMark,
     ) -> Response<Served> {
         let place = connection.begin();
-        let mut answering = Box::pin(self.answer(connection.clone(), request, stall));
-        let mut response = std::future::poll_fn(|cx| {
-            match std::panic::catch_unwind(AssertUnwindSafe(|| answering.as_mut().poll(cx))) {
-                Ok(polled) => polled,
-                Err(_) => Poll::Ready(answer::internal()),
-            }
-        })
-        .await;
+        let answering = self.answer(connection.clone(), request, stall.clone());
+        let mut response = or_if_it_panics(answering, answer::internal).await;
+        // A client whose window is shut from the first byte on never lets hyper ask for one.
+        stall.start(Instant::now());
         if connection.protocol == Protocol::H1
             && connection.is_last()
             && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
@@ -212,7 +214,9 @@ impl Server {
         let upgrade = relay::is_upgrade(&request);
 
         let extended = upgrade && request.method() == http::Method::CONNECT;
-        if let Err((guard, refusal)) = policy::check(&request, extended, &snapshot.routes, connection.local) {
+        if let Err((guard, refusal)) =
+            policy::check(&request, extended, &snapshot.routes, connection.local, &snapshot.config.limits)
+        {
             snapshot.handles.guard(guard).inc();
             let dialect = admission::guess_dialect(request.uri().path(), request.headers());
             relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
@@ -273,6 +277,27 @@ impl Server {
     }
 }
 
+/// The output of `future`, or of `instead` if polling it panics. What the panic says goes nowhere.
+async fn or_if_it_panics<T>(future: impl Future<Output = T>, instead: impl FnOnce() -> T) -> T {
+    // On the heap, so that it can be dropped at once: it holds an upstream's line.
+    let mut future = Some(Box::pin(future));
+    let mut instead = Some(instead);
+    std::future::poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| match &mut future {
+            Some(future) => future.as_mut().poll(cx),
+            None => Poll::Pending,
+        }));
+        polled.unwrap_or_else(|payload| {
+            // A payload may panic again when it is dropped; so may what the future held.
+            std::mem::forget(payload);
+            let rest = future.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(rest))).map_err(std::mem::forget);
+            instead.take().map_or(Poll::Pending, |instead| Poll::Ready(instead()))
+        })
+    })
+    .await
+}
+
 /// Runs hyper's connection with the guards beside it.
 struct Guards {
     connection: Rc<Connection>,
@@ -282,7 +307,7 @@ struct Guards {
 }
 
 impl Guards {
-    async fn run<C: Future>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
+    async fn run<C: Future<Output = hyper::Result<()>>>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
         let mut hyper = std::pin::pin!(hyper);
         let connection = &self.connection;
         let mut alarm = std::pin::pin!(tokio::time::sleep(connection.tick()));
@@ -293,7 +318,8 @@ impl Guards {
         let mut told = false;
         let mut was_fast = false;
         std::future::poll_fn(|cx| {
-            if hyper.as_mut().poll(cx).is_ready() {
+            if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
+                self.ended(ended);
                 return Poll::Ready(());
             }
             if !told && closing.as_mut().poll(cx).is_ready() {
@@ -346,6 +372,18 @@ impl Guards {
         })
         .await;
     }
+
+    /// hyper refuses some heads before anybody sees them, and ends the connection with that.
+    fn ended(&self, ended: hyper::Result<()>) {
+        let Err(fault) = ended else { return };
+        if fault.is_parse_too_large() {
+            self.handles.guard(Guard::HeadTooLarge).inc();
+        } else if fault.is_parse() {
+            self.handles.guard(Guard::BadFraming).inc();
+        } else if h2_fault(&fault).is_some_and(|h2| h2.is_go_away() && h2.is_library()) {
+            self.handles.guard(Guard::H2Abuse).inc();
+        }
+    }
 }
 
 /// Spawns h2 streams on the worker's own thread, each with its stall guard.
@@ -363,5 +401,34 @@ where
         let mark = self.connection.announced();
         let write_stall = self.connection.write_stall();
         tokio::task::spawn_local(StallGuarded::new(stream, mark, write_stall, self.counted.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_an_answer_and_lets_go_of_everything() {
+        struct Held(Rc<Cell<u32>>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        let dropped = Rc::new(Cell::new(0));
+        let held = Held(dropped.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let status = runtime.block_on(or_if_it_panics(
+            async move {
+                let _held = held;
+                tokio::task::yield_now().await;
+                panic!("words of somebody");
+            },
+            || answer::internal().status(),
+        ));
+        assert_eq!(status, 500);
+        assert_eq!(dropped.get(), 1);
+        assert_eq!(runtime.block_on(or_if_it_panics(async { 1 }, || 2)), 1);
     }
 }

@@ -10,6 +10,7 @@ use http::Version;
 use http::header;
 
 use crate::admission::Refusal;
+use crate::config::Limits;
 use crate::route::Routes;
 use crate::telemetry::labels::Guard;
 
@@ -37,7 +38,9 @@ pub(super) fn check<B>(
     extended: bool,
     routes: &Routes,
     local: Option<SocketAddr>,
+    limits: &Limits,
 ) -> Result<(), (Guard, Refusal)> {
+    size(request, limits)?;
     method(request.method(), extended)?;
     target(request)?;
     host(request, routes, local)?;
@@ -50,6 +53,18 @@ pub(super) fn host_of<B>(request: &Request<B>) -> &str {
         Some(authority) => authority.as_str(),
         None => request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or(""),
     }
+}
+
+/// On h1 hyper has refused longer heads already; h2 knows no limit for the number of fields.
+fn size<B>(request: &Request<B>, limits: &Limits) -> Result<(), (Guard, Refusal)> {
+    let headers = request.headers();
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    // As HTTP/2 counts (RFC 9113 section 6.5.2), without the 32 bytes a field, which have their own limit.
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() + target;
+    if bytes > limits.head_bytes || headers.len() > limits.head_fields {
+        return Err((Guard::HeadTooLarge, Refusal::HeadTooLarge));
+    }
+    Ok(())
 }
 
 fn method(method: &Method, extended: bool) -> Result<(), (Guard, Refusal)> {

@@ -166,6 +166,8 @@ labels! {
         BadMethod => "bad_method",
         BadFraming => "bad_framing",
         HeadTooLarge => "head_too_large",
+        /// Resets, CONTINUATIONs, empty frames and the like, beyond what h2 takes.
+        H2Abuse => "h2_abuse",
         UpstreamInformational => "upstream_informational",
         UpstreamBadAnswer => "upstream_bad_answer",
         UpstreamLateBytes => "upstream_late_bytes",

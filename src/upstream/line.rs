@@ -3,12 +3,16 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper::client::conn::http2;
 use tokio::sync::Notify;
@@ -29,6 +33,9 @@ const H1_BUFFER_BYTES: usize = 64 << 10;
 const HEAD_BYTES: usize = 64 << 10;
 const HEAD_FIELDS: usize = 128;
 
+/// Interim answers to one request. Providers send none; a chain of gateways may send a few.
+const INFORMATIONAL_MAX: u32 = 16;
+
 /// Per stream; the memory bound of an answer that its reader does not take.
 const H2_STREAM_WINDOW: u32 = 64 << 10;
 
@@ -42,6 +49,19 @@ pub(crate) struct Open {
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
+/// Why an h1 line brought no head.
+pub(super) enum LineFault {
+    Http(hyper::Error),
+    /// Interim answers without end.
+    Informational,
+}
+
+impl<B> From<TrySendError<B>> for LineFault {
+    fn from(fault: TrySendError<B>) -> Self {
+        Self::Http(fault.into_error())
+    }
+}
+
 /// An h1 connection. Whoever holds it drives it: no task of its own, so the relay of a chunk is one
 /// wake-up, and dropping it closes the socket.
 pub(crate) struct H1Line {
@@ -50,6 +70,8 @@ pub(crate) struct H1Line {
     watch: SocketWatch,
     /// hyper's connection future has ended; it must not be polled again.
     over: bool,
+    /// Interim answers to the current request.
+    informational: Arc<AtomicU32>,
     /// The last exchange's end, while pooled.
     pub(super) idle_since: Instant,
     open: Open,
@@ -64,7 +86,15 @@ impl H1Line {
             .handshake(HyperIo::new(transport))
             .await
             .ok()?;
-        Some(Self { connection, sender, watch, over: false, idle_since: Instant::now(), open })
+        Some(Self {
+            connection,
+            sender,
+            watch,
+            over: false,
+            informational: Arc::default(),
+            idle_since: Instant::now(),
+            open,
+        })
     }
 
     /// Lets the connection read and write what it can. `Ready` when it has ended.
@@ -85,28 +115,36 @@ impl H1Line {
     /// Sends a request and drives the connection until the head of the answer is there.
     ///
     /// # Errors
-    /// hyper's error.
+    /// hyper's error, or that of the flood.
     pub(super) async fn send(
         &mut self,
-        request: http::Request<RequestBody>,
-    ) -> Result<http::Response<Incoming>, hyper::Error> {
+        mut request: http::Request<RequestBody>,
+    ) -> Result<http::Response<Incoming>, LineFault> {
+        // hyper swallows interim answers, as many as there come.
+        self.informational.store(0, Relaxed);
+        let informational = self.informational.clone();
+        hyper::ext::on_informational(&mut request, move |_| {
+            informational.fetch_add(1, Relaxed);
+        });
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                    return Poll::Ready(answer.map_err(hyper::client::conn::TrySendError::into_error));
+                    return Poll::Ready(answer.map_err(LineFault::from));
                 }
                 if self.over {
                     // The sender's half answers as soon as the connection is gone.
                     return Poll::Pending;
                 }
-                match self.connection.poll_without_shutdown(cx) {
+                let polled = self.connection.poll_without_shutdown(cx);
+                if self.informational.load(Relaxed) > INFORMATIONAL_MAX {
+                    self.over = true;
+                    return Poll::Ready(Err(LineFault::Informational));
+                }
+                match polled {
                     Poll::Ready(_) => self.over = true,
                     Poll::Pending => {
-                        return answer
-                            .as_mut()
-                            .poll(cx)
-                            .map(|answer| answer.map_err(hyper::client::conn::TrySendError::into_error));
+                        return answer.as_mut().poll(cx).map(|answer| answer.map_err(LineFault::from));
                     }
                 }
             }

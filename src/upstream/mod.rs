@@ -24,6 +24,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
+use http::StatusCode;
 use http::Uri;
 use http::header;
 use hyper::body::Incoming;
@@ -33,6 +34,7 @@ use crate::config::UpstreamProtocol;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
@@ -45,6 +47,7 @@ use endpoint::Line;
 use endpoint::LineAge;
 pub(crate) use line::H1Line;
 use line::H2Slot;
+use line::LineFault;
 pub(crate) use line::Open as OpenLine;
 pub(crate) use upload::RequestBody;
 pub(crate) use upload::Upload;
@@ -286,13 +289,21 @@ impl Upstream {
             Line::H1(mut line, age) => {
                 let request = head.to_h1(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
                 match line.send(request).await {
+                    // A switch that nobody asked for (RFC 9110 section 15.2.2).
+                    Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS || !framed_well(&response) => {
+                        Err((SendFault::Protocol, None))
+                    }
                     Ok(response) => {
                         let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant });
                         Ok(Answer { response, lease })
                     }
-                    Err(error) if error.is_parse() => Err((SendFault::Protocol, None)),
+                    Err(LineFault::Informational) => {
+                        self.handles.guard(Guard::UpstreamInformational).inc();
+                        Err((SendFault::Protocol, None))
+                    }
+                    Err(LineFault::Http(error)) if error.is_parse() => Err((SendFault::Protocol, None)),
                     // A pooled line that died while idle; with nothing of the answer read.
-                    Err(error) => {
+                    Err(LineFault::Http(error)) => {
                         let stale = age == LineAge::Pooled
                             && (error.is_canceled()
                                 || error.is_closed()
@@ -306,6 +317,7 @@ impl Upstream {
             Line::H2(slot, mut sender) => {
                 let request = head.to_h2(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
                 match sender.try_send_request(request).await {
+                    Ok(response) if response.status().is_informational() => Err((SendFault::Protocol, None)),
                     Ok(response) => Ok(Answer { response, lease: Lease::H2 { _slot: slot } }),
                     Err(mut error) => {
                         // The request came back unsent, or the peer says that it did not look at it
@@ -335,12 +347,22 @@ impl Upstream {
         let mut line = endpoint.upgrade_line().await.inspect_err(|_| metrics.failures(FailureReason::Connect).inc())?;
         let request = head.to_h1(&endpoint.config, RequestBody(upload.clone())).ok_or(SendFault::Protocol)?;
         match line.send(request).await {
+            Ok(response) if !framed_well(&response) => {
+                metrics.failures(FailureReason::Protocol).inc();
+                Err(SendFault::Protocol)
+            }
             Ok(response) => {
                 let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant: Tenant::Nobody });
                 Ok(Answer { response, lease })
             }
-            Err(error) => {
-                let protocol = error.is_parse();
+            Err(fault) => {
+                let protocol = match fault {
+                    LineFault::Http(error) => error.is_parse(),
+                    LineFault::Informational => {
+                        self.handles.guard(Guard::UpstreamInformational).inc();
+                        true
+                    }
+                };
                 metrics.failures(if protocol { FailureReason::Protocol } else { FailureReason::Reset }).inc();
                 Err(if protocol { SendFault::Protocol } else { SendFault::Reset })
             }
@@ -444,6 +466,23 @@ impl config::Endpoint {
     fn authority(&self) -> String {
         let default = if self.tls { 443 } else { 80 };
         if self.port == default { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
+    }
+}
+
+/// Whether the body's length can be read in one way only. hyper takes `gzip, chunked` for chunked, and
+/// chunks for the length if both are there; the coding would be lost on the way to the client.
+fn framed_well<B>(response: &http::Response<B>) -> bool {
+    let headers = response.headers();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() || length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
+        return false;
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none(),
+        _ => false,
     }
 }
 

@@ -21,9 +21,11 @@ use crate::hygiene::WipedIncoming;
 /// Why a request body ended before its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum UploadFault {
+    /// The client's chunks are none.
+    BadFraming,
     /// The exchange is over; nobody wants the rest.
     Cancelled,
-    /// The client went away or broke its own framing.
+    /// The client went away.
     ClientGone,
     /// More bytes than the route allows.
     TooLarge,
@@ -34,6 +36,7 @@ pub(crate) enum UploadFault {
 impl fmt::Display for UploadFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::BadFraming => "the request body is malformed",
             Self::Cancelled => "the exchange is over",
             Self::ClientGone => "the client went away",
             Self::TooLarge => "the request body is too large",
@@ -149,7 +152,7 @@ impl Upload {
     /// Takes the rest of the body out, for whoever drains it so that the client can finish sending
     /// and read its answer. `None` if there is no rest.
     pub(crate) fn take_rest(&self) -> Option<WipedIncoming> {
-        if self.ended.get() || self.fault.get() == Some(UploadFault::ClientGone) {
+        if self.ended.get() || matches!(self.fault.get(), Some(UploadFault::BadFraming | UploadFault::ClientGone)) {
             return None;
         }
         self.fail(UploadFault::Cancelled);
@@ -200,10 +203,11 @@ impl Upload {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_))) => {
-                self.failed_inside(UploadFault::ClientGone);
+            Poll::Ready(Some(Err(error))) => {
+                let fault = if is_malformed(&error) { UploadFault::BadFraming } else { UploadFault::ClientGone };
+                self.failed_inside(fault);
                 *slot = None;
-                Poll::Ready(Some(Err(UploadFault::ClientGone)))
+                Poll::Ready(Some(Err(fault)))
             }
             Poll::Ready(None) => {
                 self.ended.set(true);
@@ -212,6 +216,12 @@ impl Upload {
             }
         }
     }
+}
+
+/// Whether hyper could not read the chunks, as opposed to getting no more of them.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    source.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput))
 }
 
 /// The body that hyper's client sends.
