@@ -77,3 +77,45 @@ fn init_log(config: &Arc<config::Config>) {
     };
     telemetry::log::init(format, level);
 }
+
+/// Doors for the fuzz targets; not in any other build.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Reads `text` as a configuration and shows what is wrong with it.
+    pub fn configuration(text: &str) {
+        if let Err(report) = crate::config::Config::from_toml(text, std::path::Path::new("/nonexistent"), "fuzz") {
+            assert!(report.problems() > 0 && !report.to_string().is_empty());
+        }
+    }
+
+    /// A header whole, and at each cut.
+    pub fn proxy_header(bytes: &[u8]) {
+        use crate::proxy_protocol::Parsed;
+        use crate::proxy_protocol::parse;
+        if let Parsed::Done { consumed, .. } = parse(bytes) {
+            assert!(consumed <= bytes.len());
+            for cut in 0..consumed {
+                assert!(matches!(parse(&bytes[..cut]), Parsed::Incomplete { .. }), "cut at {cut}");
+            }
+        }
+    }
+
+    /// Frames whole, and cut in two at each place.
+    pub fn websocket_frames(bytes: &[u8]) {
+        let whole = crate::relay::walked(&[bytes]);
+        for cut in 0..bytes.len().min(300) {
+            let (first, second) = bytes.split_at(cut);
+            assert_eq!(crate::relay::walked(&[first, second]), whole, "cut at {cut}");
+        }
+    }
+
+    /// A path that passes has nothing in it that a server behind could read as another path.
+    pub fn target(text: &str) {
+        if crate::server::path_is_plain(text) {
+            let lower = text.to_ascii_lowercase();
+            assert!(!lower.split('/').skip(1).rev().skip(1).any(str::is_empty), "empty segment");
+            assert!(!lower.split('/').any(|segment| segment == "." || segment == ".."), "dot segment");
+            assert!(!["%2e", "%5c", "%00", "%0a", "%0d", "\\", "#"].iter().any(|bad| lower.contains(bad)));
+        }
+    }
+}

@@ -46,6 +46,8 @@ pub(crate) use tally::Tally;
 pub(crate) use websocket::Peer;
 pub(crate) use websocket::is_upgrade;
 pub(crate) use websocket::upgrade;
+#[cfg(fuzzing)]
+pub(crate) use websocket::walked;
 
 /// A client that still sends when its answer is ready may go on for this long and this much, so
 /// that it comes to reading it. Closing at once would reset the connection, answer and all.

@@ -276,6 +276,16 @@ impl FrameWalker {
     }
 }
 
+/// Where a walker stands after these pieces: payload left, header bytes so far, in a message, closed.
+#[cfg(fuzzing)]
+pub(crate) fn walked(pieces: &[&[u8]]) -> (u64, usize, bool, bool) {
+    let mut walker = FrameWalker::default();
+    for piece in pieces {
+        walker.walk(piece);
+    }
+    (walker.payload_left, walker.header_len, walker.fragmented, walker.closed)
+}
+
 /// One direction.
 struct Half {
     walker: FrameWalker,

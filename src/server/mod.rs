@@ -5,6 +5,9 @@ mod answer;
 mod connection;
 mod policy;
 
+#[cfg(fuzzing)]
+pub(crate) use policy::path_is_plain;
+
 use std::any::Any;
 use std::cell::Cell;
 use std::cell::RefCell;

@@ -88,7 +88,7 @@ fn target<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
 
 /// No empty or dot segments, no escaped dots, line ends, NULs or backslashes: nothing that a server
 /// behind could read as another path.
-fn path_is_plain(path: &str) -> bool {
+pub(crate) fn path_is_plain(path: &str) -> bool {
     let bytes = path.as_bytes();
     let mut place = 0;
     while place < bytes.len() {
