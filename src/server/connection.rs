@@ -169,6 +169,9 @@ impl Connection {
 
     /// Looks at everything.
     pub(super) fn check(&self, now: Instant) -> Verdict {
+        if self.deaf() {
+            return Verdict::Cut(Guard::RequestsPerConnection);
+        }
         let blocked = self.watch.write_blocked_for();
         if blocked.is_some_and(|blocked| blocked >= self.limits.write_stall) {
             return Verdict::Cut(Guard::WriteStall);
@@ -195,9 +198,6 @@ impl Connection {
             }
         } else if self.protocol == Protocol::H1 && !self.watch.read_armed() && self.watch.peer_gone() {
             return Verdict::Gone;
-        }
-        if self.deaf() {
-            return Verdict::Cut(Guard::RequestsPerConnection);
         }
         if self.closing.get().is_none() {
             let (since, cancels) = self.cancels.get();
