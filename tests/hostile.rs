@@ -78,7 +78,12 @@ impl Site {
         let wanted = before + f64::from(times);
         let moved =
             self.edge.wait_for_metric("nullhop_guard_total", &[&labels], |now| now >= wanted, Duration::from_secs(5));
-        assert!(moved, "guard {name} stands at {} and not at {wanted}", self.guard(name));
+        if !moved {
+            let page = self.edge.scrape();
+            let acted: Vec<&str> =
+                page.lines().filter(|line| line.starts_with("nullhop_guard_total") && !line.ends_with(" 0")).collect();
+            panic!("guard {name} has not come to {wanted}: {acted:#?}");
+        }
     }
 
     /// Another client is served, and soon.
@@ -648,4 +653,259 @@ impl http_body::Body for Endless {
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
         std::pin::Pin::new(&mut self.0).poll_frame(cx)
     }
+}
+
+// 4. Slow peers.
+
+/// All deadlines as short as the configuration takes them.
+const SHORT: &str = "handshake_timeout = \"1s\"\nhead_timeout = \"1s\"\nfirst_request_timeout = \"1s\"\nidle_timeout = \"1s\"\n\
+     body_grace = \"1s\"\nwrite_stall = \"2s\"\nconnection_age = \"10s\"\n";
+
+#[test]
+fn slow_peers_are_ended_before_their_first_request() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let address = site.edge.address();
+        let hello = async {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            // A record that promises 512 bytes of ClientHello.
+            stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let silent = async {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let drop_by_drop = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            let head = format!("GET /openai/v1/models?{CANARY} HTTP/1.1\r\nhost: localhost\r\nx: {}", "y".repeat(200));
+            let started = Instant::now();
+            for byte in head.bytes() {
+                if stream.write_all(&[byte]).await.is_err() || stream.flush().await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            started.elapsed() < Duration::from_secs(5)
+        };
+        let silent_h1 = async { gone_within(&mut tls(&site.edge, Alpn::H1).await, Duration::from_secs(4)).await };
+        let silent_h2 = async { gone_within(&mut tls(&site.edge, Alpn::H2).await, Duration::from_secs(4)).await };
+        let half_preface = async {
+            let mut stream = tls(&site.edge, Alpn::H2).await;
+            stream.write_all(&h2raw::PREFACE[..10]).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let pongs = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            frames(&mut stream, true, Duration::from_secs(4), |_| false).await.1
+        };
+        let half_head = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            stream.write_all(&h2_head(1, 0, "GET", &format!("/openai/v1/{CANARY}"), "")).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let all = tokio::join!(
+            hello,
+            silent,
+            drop_by_drop,
+            silent_h1,
+            silent_h2,
+            half_preface,
+            pongs,
+            half_head,
+            site.others_fine()
+        );
+        assert_eq!(
+            (all.0, all.1, all.2, all.3, all.4, all.5, all.6, all.7),
+            (true, true, true, true, true, true, true, true)
+        );
+        site.guard_moved("handshake_timeout", 0.0, 2);
+        site.guard_moved("first_request_timeout", 0.0, 6);
+        assert_eq!(site.provider().requests().len(), 1, "only the other client's");
+    });
+}
+
+#[test]
+fn slow_peers_are_ended_after_their_first_request() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let ok = "GET /openai/v1/models HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\n\r\n";
+        let idle_h1 = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            stream.write_all(ok.as_bytes()).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let half_second = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            stream.write_all(ok.as_bytes()).await.expect("writes");
+            listen(&mut stream, Duration::from_secs(2)).await;
+            stream.write_all(b"GET /openai/v1/mod").await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let idle_h2 = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            // Answers PINGs and opens nothing.
+            frames(&mut stream, true, Duration::from_secs(9), |_| false).await.1
+        };
+        let half_head_h2 = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            stream.write_all(&h2_head(3, 0, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(9)).await
+        };
+        let slow_h1 = async {
+            let head =
+                format!("POST /openai/v1/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10000\r\n\r\n{CANARY}");
+            statuses(&say(&site.edge, head).await.0)
+        };
+        let slow_h2 = async {
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let (sender, body) = ChannelBody::new(1);
+            sender.send(CANARY).await.expect("sends");
+            let request = request(true, "/anthropic/v1/messages", "").body(body).expect("request");
+            let answer = client.fetch(request).await.expect("answer");
+            (answer.status(), answer.json()["error"]["type"].as_str().unwrap_or("").to_owned())
+        };
+        let all = tokio::join!(idle_h1, half_second, idle_h2, half_head_h2, slow_h1, slow_h2, site.others_fine());
+        assert_eq!((all.0, all.1, all.2, all.3), (true, true, true, true));
+        assert_eq!((all.4, all.5), (vec![408], (408, "timeout_error".to_owned())));
+        site.guard_moved("idle_timeout", 0.0, 3);
+        site.guard_moved("body_too_slow", 0.0, 2);
+        assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+    });
+}
+
+#[test]
+fn readers_that_do_not_read_are_ended() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let h1 = async {
+            let options =
+                ClientOptions { receive_buffer_bytes: Some(4096), ..ClientOptions::new(Alpn::H1, site.edge.trust()) };
+            let mut client = Client::connect_with(site.edge.address(), "localhost", &options).await.expect("connects");
+            let request = request(false, "/openai/v1/big", "size=50000000").body(FullBody::new("{}")).expect("request");
+            let answer = client.send(request).await.expect("answer");
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            Received::read(answer, 0).await.error.is_some()
+        };
+        // The window is shut from the first byte on, or after the first 100; the connection stays for others.
+        let shut = |window: u32| {
+            let site = &site;
+            async move {
+                let mut stream = h2(&site.edge, &[(4, window)]).await;
+                let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+                let script = "events=100000;event_bytes=100;period_us=1000";
+                stream.write_all(&h2_head(1, flags, "POST", "/openai/v1/shut", script)).await.expect("writes");
+                let (seen, closed) = frames(&mut stream, true, Duration::from_secs(8), |frame| {
+                    frame.kind == kind::RST_STREAM && frame.stream == 1
+                })
+                .await;
+                assert!(!closed && has(&seen, kind::RST_STREAM), "window {window}: {closed} {seen:?}");
+                // The next stream is served on the same connection.
+                stream.write_all(&h2raw::frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])).await.expect("writes");
+                stream.write_all(&h2_head(3, flags, "POST", "/openai/v1/open", "size=500")).await.expect("writes");
+                let (seen, _) = frames(&mut stream, true, Duration::from_secs(3), |frame| {
+                    frame.stream == 3 && frame.flags & h2raw::END_STREAM != 0
+                })
+                .await;
+                let bytes: usize = seen
+                    .iter()
+                    .filter(|frame| frame.kind == kind::DATA && frame.stream == 3)
+                    .map(|frame| frame.payload.len())
+                    .sum();
+                assert_eq!(bytes, 500, "window {window}");
+            }
+        };
+        let answered_by_us = async {
+            // Also an answer of ours that nobody takes.
+            let mut stream = h2(&site.edge, &[(4, 0)]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "BREW", "/openai/v1/x", "")).await.expect("writes");
+            let (seen, _) =
+                frames(&mut stream, true, Duration::from_secs(8), |frame| frame.kind == kind::RST_STREAM).await;
+            assert!(has(&seen, kind::RST_STREAM), "{seen:?}");
+        };
+        let all = tokio::join!(h1, shut(0), shut(100), answered_by_us, site.others_fine());
+        assert!(all.0, "the h1 answer was cut");
+        site.guard_moved("write_stall", 0.0, 4);
+        assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+    });
+}
+
+#[test]
+fn connections_end_by_age_and_by_number_of_requests() {
+    let site = Site::new("connection_age = \"10s\"\nrequests_per_connection = 10\n");
+    support::runtime().block_on(async {
+        let h1 = async {
+            let mut client = site.edge.connect(Alpn::H1).await;
+            let mut served = 0;
+            for _ in 0..20 {
+                let answer = ask(&mut client, "/openai/v1/x", "size=2", "{}").await;
+                served += 1;
+                if answer.header("connection") == "close" {
+                    break;
+                }
+            }
+            served
+        };
+        let h2s = async {
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let mut served = 0;
+            while client.ready().await.is_ok() && served < 20 {
+                let request = request(true, "/openai/v1/x", "size=2").body(FullBody::new("{}")).expect("request");
+                if client.fetch(request).await.is_err() {
+                    break;
+                }
+                served += 1;
+            }
+            served
+        };
+        // Never answers the PING that the last GOAWAY waits for, and goes on.
+        let deaf = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let mut number = 1;
+            let mut closed = false;
+            while !closed && number < 2001 {
+                for _ in 0..20 {
+                    let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+                    let _ = stream.write_all(&h2_head(number, flags, "GET", "/openai/v1/deaf", "size=2")).await;
+                    number += 2;
+                }
+                let _ = stream.flush().await;
+                let last = number - 2;
+                let done = |frame: &RawFrame| frame.stream == last && frame.flags & h2raw::END_STREAM != 0;
+                closed = frames(&mut stream, false, Duration::from_millis(500), done).await.1;
+            }
+            (closed, number / 2)
+        };
+        let (h1, h2s, (closed, deaf), ()) = tokio::join!(h1, h2s, deaf, site.others_fine());
+        assert!((9..=10).contains(&h1), "{h1} requests on h1");
+        assert!((9..=11).contains(&h2s), "{h2s} requests on h2");
+        assert!(closed && deaf <= 300, "the deaf one was served {deaf} times");
+        site.guard_moved("requests_per_connection", 0.0, 3);
+
+        let mut stream = h2(&site.edge, &[]).await;
+        let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+        let script = "events=13;event_bytes=50;period_us=1000000";
+        stream.write_all(&h2_head(1, flags, "POST", "/openai/v1/long", script)).await.expect("writes");
+        let (seen, _) = frames(&mut stream, true, Duration::from_secs(16), |frame| {
+            frame.stream == 1 && frame.flags & h2raw::END_STREAM != 0
+        })
+        .await;
+        assert!(has(&seen, kind::GOAWAY), "told by age");
+        assert!(
+            seen.iter().any(|frame| frame.stream == 1 && frame.flags & h2raw::END_STREAM != 0),
+            "and served to the end"
+        );
+        site.guard_moved("connection_age", 0.0, 1);
+    });
+}
+
+/// Whether the peer ends the connection in time.
+async fn gone_within(stream: &mut (impl tokio::io::AsyncRead + Unpin), patience: Duration) -> bool {
+    let mut bytes = Vec::new();
+    tokio::time::timeout(patience, stream.read_to_end(&mut bytes)).await.is_ok()
 }
