@@ -275,6 +275,8 @@ impl Drop for RequestPlace {
 pub(super) struct Served {
     body: AnswerBody,
     place: RequestPlace,
+    /// A fault that waits until hyper has written what came before it. h1 only.
+    fault: Option<BodyFault>,
 }
 
 impl Served {
@@ -285,7 +287,7 @@ impl Served {
         if body.is_end_stream() {
             place.ended();
         }
-        Self { body, place }
+        Self { body, place, fault: None }
     }
 }
 
@@ -295,17 +297,25 @@ impl Body for Served {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         let this = &mut *self;
+        if let Some(fault) = this.fault.take() {
+            // hyper closes the connection now. In order would look like a whole answer to a client
+            // that waits for the end of the connection.
+            this.place.connection.watch.reset_on_close();
+            return Poll::Ready(Some(Err(fault)));
+        }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if this.place.uploading && this.body.upload_over() {
             this.place.upload_over();
         }
         match &polled {
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(fault))) => {
                 this.place.ended();
-                // hyper closes an h1 connection now. In order would look like a whole answer to a
-                // client that waits for the end of the connection.
+                // hyper throws away what it has not written yet, which may be the head and all of
+                // the body so far. While it waits for a frame it writes.
                 if this.place.connection.protocol == Protocol::H1 {
-                    this.place.connection.watch.reset_on_close();
+                    this.fault = Some(*fault);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
             }
             Poll::Ready(None) => this.place.ended(),
@@ -316,7 +326,7 @@ impl Body for Served {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.fault.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
