@@ -165,6 +165,9 @@ impl Connection {
 
     /// Looks at everything.
     pub(super) fn check(&self, now: Instant) -> Verdict {
+        if self.deaf() {
+            return Verdict::Cut(Guard::RequestsPerConnection);
+        }
         let blocked = self.watch.write_blocked_for();
         if blocked.is_some_and(|blocked| blocked >= self.limits.write_stall) {
             return Verdict::Cut(Guard::WriteStall);
@@ -191,9 +194,6 @@ impl Connection {
             }
         } else if self.protocol == Protocol::H1 && !self.watch.read_armed() && self.watch.peer_gone() {
             return Verdict::Gone;
-        }
-        if self.deaf() {
-            return Verdict::Cut(Guard::RequestsPerConnection);
         }
         if self.closing.get().is_none() {
             let (since, cancels) = self.cancels.get();
@@ -271,6 +271,8 @@ impl Drop for RequestPlace {
 pub(super) struct Served {
     body: AnswerBody,
     place: RequestPlace,
+    /// A fault that waits until hyper has written what came before it. h1 only.
+    fault: Option<BodyFault>,
 }
 
 impl Served {
@@ -281,7 +283,7 @@ impl Served {
         if body.is_end_stream() {
             place.ended();
         }
-        Self { body, place }
+        Self { body, place, fault: None }
     }
 }
 
@@ -291,17 +293,25 @@ impl Body for Served {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         let this = &mut *self;
+        if let Some(fault) = this.fault.take() {
+            // hyper closes the connection now. In order would look like a whole answer to a client
+            // that waits for the end of the connection.
+            this.place.connection.watch.reset_on_close();
+            return Poll::Ready(Some(Err(fault)));
+        }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
         if this.place.uploading && this.body.upload_over() {
             this.place.upload_over();
         }
         match &polled {
-            Poll::Ready(Some(Err(_))) => {
+            Poll::Ready(Some(Err(fault))) => {
                 this.place.ended();
-                // hyper closes an h1 connection now. In order would look like a whole answer to a
-                // client that waits for the end of the connection.
+                // hyper throws away what it has not written yet, which may be the head and all of
+                // the body so far. While it waits for a frame it writes.
                 if this.place.connection.protocol == Protocol::H1 {
-                    this.place.connection.watch.reset_on_close();
+                    this.fault = Some(*fault);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
             }
             Poll::Ready(None) => this.place.ended(),
@@ -312,7 +322,7 @@ impl Body for Served {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.fault.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

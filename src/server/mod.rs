@@ -339,13 +339,15 @@ impl Guards {
             }
             // A tick that was set while there was less to watch comes sooner now.
             let fast = connection.tick() < Duration::from_secs(1);
-            if (fast && !was_fast) || connection.urgent() {
-                alarm.as_mut().reset(
-                    tokio::time::Instant::now() + if connection.urgent() { Duration::ZERO } else { connection.tick() },
-                );
+            if fast && !was_fast {
+                alarm.as_mut().reset(tokio::time::Instant::now() + connection.tick());
             }
             was_fast = fast;
-            while alarm.as_mut().poll(cx).is_ready() {
+            // Not by setting the alarm to now: it fires a millisecond later, and a busy connection
+            // would set it again and again before that.
+            let mut due = connection.urgent();
+            while due || alarm.as_mut().poll(cx).is_ready() {
+                due = false;
                 match connection.check(Instant::now()) {
                     Verdict::Again(after) => alarm.as_mut().reset(tokio::time::Instant::now() + after),
                     Verdict::GoAway(guard) => {

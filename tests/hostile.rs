@@ -1,0 +1,911 @@
+//! Peers that mean harm, on both sides, against the real binary: what each gets, which guard counts
+//! it, that nobody else suffers, and that nothing they said is repeated in log lines or metrics.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::Request;
+use nullhop_loadtests::client::Answer;
+use nullhop_loadtests::client::ChannelBody;
+use nullhop_loadtests::client::Client;
+use nullhop_loadtests::client::ClientOptions;
+use nullhop_loadtests::client::FullBody;
+use nullhop_loadtests::client::PatternBody;
+use nullhop_loadtests::client::Received;
+use nullhop_loadtests::client::any_body;
+use nullhop_loadtests::client::raw_tls_connect;
+use nullhop_loadtests::h2raw;
+use nullhop_loadtests::h2raw::RawFrame;
+use nullhop_loadtests::h2raw::kind;
+use nullhop_loadtests::provider::BodyEnd;
+use nullhop_loadtests::provider::Provider;
+use nullhop_loadtests::provider::ProviderOptions;
+use nullhop_loadtests::raw::RawOptions;
+use nullhop_loadtests::raw::RawProvider;
+use nullhop_loadtests::raw::Step;
+use nullhop_loadtests::raw::lies;
+use nullhop_loadtests::tls::Alpn;
+use support::Edge;
+use support::Setup;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// In paths, queries, headers, bodies and server names of all attacks; must be found nowhere.
+const CANARY: &str = "kanarie7f3q9zx";
+
+// What the tests stand on.
+
+/// An edge before a provider. Dropped, it looks for the canary in all that the edge has said.
+struct Site {
+    edge: Edge,
+    provider: Option<Provider>,
+}
+
+impl Site {
+    fn new(limits: &str) -> Self {
+        Self::with(limits, Alpn::Both, "")
+    }
+
+    fn with(limits: &str, upstream: Alpn, more: &str) -> Self {
+        let options = ProviderOptions { alpn: upstream, keep_body_bytes: 1 << 16, ..ProviderOptions::default() };
+        let provider = Provider::spawn(options).expect("provider");
+        let edge =
+            Edge::with(&provider.url(), provider.ca_pem(), Setup { extra: extra(limits, more), ..Setup::default() });
+        Self { edge, provider: Some(provider) }
+    }
+
+    fn provider(&self) -> &Provider {
+        self.provider.as_ref().expect("a scripted provider")
+    }
+
+    fn guard(&self, name: &str) -> f64 {
+        self.edge.metric("nullhop_guard_total", &[&format!("guard=\"{name}\"")])
+    }
+
+    /// Waits until a guard has acted `times` times since it stood at `before`.
+    #[track_caller]
+    fn guard_moved(&self, name: &str, before: f64, times: u32) {
+        let labels = format!("guard=\"{name}\"");
+        let wanted = before + f64::from(times);
+        let moved =
+            self.edge.wait_for_metric("nullhop_guard_total", &[&labels], |now| now >= wanted, Duration::from_secs(5));
+        if !moved {
+            let page = self.edge.scrape();
+            let acted: Vec<&str> =
+                page.lines().filter(|line| line.starts_with("nullhop_guard_total") && !line.ends_with(" 0")).collect();
+            panic!("guard {name} has not come to {wanted}: {acted:#?}");
+        }
+    }
+
+    /// Another client is served, and soon.
+    async fn others_fine(&self) {
+        let started = Instant::now();
+        let answer = ask(&mut self.edge.connect(Alpn::H2).await, "/openai/v1/others", "size=1000", "{}").await;
+        assert_eq!((answer.status(), answer.body.len()), (200, 1000));
+        assert!(started.elapsed() < Duration::from_secs(3), "others waited {:?}", started.elapsed());
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let said = self.edge.log().join("\n") + &self.edge.scrape();
+        for disguise in disguises(CANARY) {
+            assert!(!said.contains(&disguise), "the edge repeats what clients say");
+        }
+        assert!(!said.contains("panic"), "something panicked");
+    }
+}
+
+fn extra(limits: &str, more: &str) -> String {
+    format!("[limits]\n{limits}\n[runtime]\nworkers = 1\n{more}\n")
+}
+
+/// The forms in which a text may hide: plain, upper case, hex, base64 at each offset, percent.
+fn disguises(text: &str) -> Vec<String> {
+    use base64::Engine;
+    let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let percent: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let mut all = vec![text.to_owned(), text.to_uppercase(), hex.to_uppercase(), hex, percent.to_uppercase(), percent];
+    for offset in 0..3 {
+        let encoded = base64::engine::general_purpose::STANDARD_NO_PAD.encode("x".repeat(offset) + text);
+        // The outermost characters depend on the neighbours.
+        all.push(encoded[4..encoded.len() - 2].to_owned());
+    }
+    all
+}
+
+fn request(h2: bool, path: &str, script: &str) -> http::request::Builder {
+    let request = if h2 { Request::post(format!("https://localhost{path}")) } else { Request::post(path) };
+    let request = if h2 { request } else { request.header("host", "localhost") };
+    request.header("authorization", format!("Bearer {CANARY}")).header("x-script", script)
+}
+
+async fn ask(client: &mut Client, path: &str, script: &str, body: &str) -> Answer {
+    let request = request(client.is_h2(), path, script).body(FullBody::new(body.to_owned())).expect("request");
+    client.ready().await.expect("ready");
+    client.fetch(request).await.expect("answer")
+}
+
+async fn tls(edge: &Edge, alpn: Alpn) -> Tls {
+    raw_tls_connect(edge.address(), "localhost", alpn, &edge.trust()).await.expect("connects")
+}
+
+/// Writes, then reads until the end or until nothing has come for a while. The second value says
+/// whether the connection was closed.
+async fn say(edge: &Edge, bytes: impl AsRef<[u8]>) -> (Vec<u8>, bool) {
+    let mut stream = tls(edge, Alpn::H1).await;
+    // Fails where the edge has closed already.
+    let _ = stream.write_all(bytes.as_ref()).await;
+    let _ = stream.flush().await;
+    listen(&mut stream, Duration::from_millis(2500)).await
+}
+
+async fn listen(stream: &mut Tls, patience: Duration) -> (Vec<u8>, bool) {
+    let mut answer = Vec::new();
+    loop {
+        let wait = if answer.is_empty() { patience } else { Duration::from_millis(250) };
+        match tokio::time::timeout(wait, stream.read_buf(&mut answer)).await {
+            Err(_) => return (answer, false),
+            Ok(Ok(0) | Err(_)) => return (answer, true),
+            Ok(Ok(_)) => {}
+        }
+    }
+}
+
+/// The status codes of h1 answers in the order of their arrival.
+fn statuses(answer: &[u8]) -> Vec<u16> {
+    let text = String::from_utf8_lossy(answer);
+    text.split("HTTP/1.1 ").skip(1).map(|rest| rest[..3].parse().expect("status")).collect()
+}
+
+/// The JSON of a single h1 answer.
+fn json_of(answer: &[u8]) -> serde_json::Value {
+    let text = String::from_utf8_lossy(answer);
+    text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()).unwrap_or_default()
+}
+
+async fn h2(edge: &Edge, settings: &[(u16, u32)]) -> Tls {
+    let mut stream = tls(edge, Alpn::H2).await;
+    let payload: Vec<u8> =
+        settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()[..]].concat()).collect();
+    let hello = [h2raw::PREFACE, &h2raw::frame(kind::SETTINGS, 0, 0, &payload)].concat();
+    stream.write_all(&hello).await.expect("writes");
+    stream
+}
+
+fn h2_head(stream: u32, flags: u8, method: &str, path: &str, script: &str) -> Bytes {
+    let block = h2raw::header_block(&[
+        (":method", method),
+        (":scheme", "https"),
+        (":authority", "localhost"),
+        (":path", path),
+        ("authorization", &format!("Bearer {CANARY}")),
+        ("x-script", script),
+    ]);
+    h2raw::frame(kind::HEADERS, flags, stream, &block)
+}
+
+/// Reads frames, answering SETTINGS and, if `pongs`, PINGs, until `done` says so, the end comes or
+/// the time is over. The second value says whether the connection was closed.
+async fn frames(
+    stream: &mut Tls,
+    pongs: bool,
+    patience: Duration,
+    mut done: impl FnMut(&RawFrame) -> bool,
+) -> (Vec<RawFrame>, bool) {
+    let mut seen = Vec::new();
+    let closed = tokio::time::timeout(patience, async {
+        while let Ok(Some(frame)) = h2raw::read_frame(stream).await {
+            if frame.flags & 1 == 0 && (frame.kind == kind::SETTINGS || (frame.kind == kind::PING && pongs)) {
+                let payload: &[u8] = if frame.kind == kind::PING { &frame.payload } else { &[] };
+                let _ = stream.write_all(&h2raw::frame(frame.kind, 1, 0, payload)).await;
+                let _ = stream.flush().await;
+            }
+            let enough = done(&frame);
+            seen.push(frame);
+            if enough {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    (seen, closed.unwrap_or(false))
+}
+
+fn has(frames: &[RawFrame], kind: u8) -> bool {
+    frames.iter().any(|frame| frame.kind == kind)
+}
+
+// 1. Framing.
+
+/// What may come of a request whose framing is odd.
+enum Fate {
+    /// Nothing reaches the provider.
+    Refused,
+    /// The same, counted as another guard.
+    TooLarge,
+    /// The provider sees it once, with this body, or not at all.
+    Once(&'static str),
+    /// If the provider sees it, its body does not end well.
+    Cut,
+}
+
+#[test]
+fn odd_framing_never_makes_two_requests_of_one() {
+    use Fate::*;
+    let big_extension = format!("2;{}\r\nab\r\n0\r\n\r\n", "e".repeat(64 << 10));
+    // Header lines, what follows the empty line, and whether a second request follows behind it all.
+    let cases: Vec<(&str, &str, bool, Fate)> = vec![
+        ("content-length: 6\r\ntransfer-encoding: chunked", "0\r\n\r\n", true, Once("")),
+        ("transfer-encoding: chunked\r\ncontent-length: 6", "0\r\n\r\n", true, Once("")),
+        ("content-length: 3\r\ntransfer-encoding: chunked", "3\r\nabc\r\n0\r\n\r\n", true, Once("abc")),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: identity\r\ntransfer-encoding: chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: identity", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: gzip, chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: chunked, chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: xchunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: chunkedx", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: chunked;q=1", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: \x0bchunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding:\r\n chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding : chunked", "0\r\n\r\n", true, Refused),
+        (" transfer-encoding: chunked", "0\r\n\r\n", true, Refused),
+        ("content-length: ", "ab", true, Refused),
+        ("content-length: 2, 2", "ab", true, Refused),
+        ("content-length: 2,3", "ab", true, Refused),
+        ("content-length: +2", "ab", true, Refused),
+        ("content-length: -2", "ab", true, Refused),
+        ("content-length: 0x2", "ab", true, Refused),
+        ("content-length: 2 2", "ab", true, Refused),
+        ("content-length: 18446744073709551616", "ab", true, Refused),
+        // hyper calls this one too large.
+        ("content-length: 18446744073709551615", "ab", true, TooLarge),
+        ("content-length: 2\r\ncontent-length: 2", "ab", false, Once("ab")),
+        ("content-length: 2\r\ncontent-length: 3", "abc", true, Refused),
+        ("content-length : 2", "ab", true, Refused),
+        ("content-length: 2\r\nx: a\r\n b", "ab", true, Refused),
+        ("content-length: 2\r\nx\x00: a", "ab", true, Refused),
+        ("content-length: 2\r\nx: a\x00b", "ab", true, Refused),
+        ("content-length: 2\r\nx: a\rb", "ab", true, Refused),
+        ("content-length: 2\nx: b", "ab", false, Once("ab")),
+        ("content_length: 2", "", true, Refused),
+        ("transfer_encoding: chunked", "", true, Refused),
+        ("x_api_key: a", "", true, Refused),
+        ("content-length: 2\r\nexpect: 200-ok", "ab", true, Refused),
+        ("transfer-encoding: chunked", "0x2\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "fffffffffffffffff\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "-2\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "+2\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nabc\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\nab\n0\n\n", true, Cut),
+        ("transfer-encoding: chunked", "2;a\nb\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", &big_extension, true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\r\n0\r\nx y: z\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\r\n0\r\ncontent-length: 9\r\n\r\n", false, Once("ab")),
+    ];
+    for upstream in [Alpn::H1, Alpn::H2] {
+        let site = Site::with("", upstream, "");
+        support::runtime().block_on(async {
+            for (number, (fields, rest, second, fate)) in cases.iter().enumerate() {
+                let before = site.guard("bad_framing");
+                let mut bytes = format!(
+                    "POST /openai/v1/case-{number}?{CANARY} HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\nx-{CANARY}: 1\r\n{fields}\r\n\r\n{rest}"
+                );
+                if *second {
+                    bytes += &format!("POST /openai/v1/second-{number} HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\n\r\n");
+                }
+                let (answer, closed) = say(&site.edge, bytes).await;
+                let codes = statuses(&answer);
+                let what = format!("{upstream:?} {number} {fields:?} {:?}: {codes:?}", &rest[..rest.len().min(20)]);
+                let seen = site.provider().requests();
+                assert!(!seen.iter().any(|seen| seen.path.contains("second")), "{what}: smuggled");
+                let hits: Vec<_> =
+                    seen.iter().filter(|seen| seen.path.contains(&format!("/case-{number}?"))).collect();
+                match fate {
+                    TooLarge => {
+                        assert!(hits.is_empty() && closed && matches!(codes[..], [431]), "{what}");
+                        assert!(site.guard("head_too_large") > 0.0, "{what}");
+                    }
+                    Refused => {
+                        assert!(hits.is_empty(), "{what}: reached the provider");
+                        assert!(closed, "{what}: stays open");
+                        assert!(matches!(codes[..], [400 | 417]), "{what}");
+                        site.guard_moved("bad_framing", before, 1);
+                    }
+                    Once(body) => {
+                        assert!(matches!(codes[..], [200 | 400]), "{what}");
+                        assert_eq!(hits.len(), usize::from(codes == [200]), "{what}");
+                        for hit in hits {
+                            assert_eq!((&hit.body[..], hit.body_end), (body.as_bytes(), BodyEnd::Clean), "{what}");
+                            assert_eq!(hit.trailers, None, "{what}");
+                        }
+                    }
+                    Cut => {
+                        assert!(closed, "{what}: stays open");
+                        assert!(matches!(codes[..], [400] | []), "{what}");
+                        assert!(hits.len() <= 1, "{what}");
+                        assert!(hits.iter().all(|hit| hit.body_end != BodyEnd::Clean), "{what}: {:?}", hits[0].body_end);
+                        site.guard_moved("bad_framing", before, 1);
+                    }
+                }
+            }
+            let before = site.guard("bad_framing");
+            let old = "POST /openai/v1/old HTTP/1.0\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+            let codes = statuses(&say(&site.edge, old).await.0);
+            assert!(matches!(codes[..], [400]), "{codes:?}");
+            site.guard_moved("bad_framing", before, 1);
+            assert!(!site.provider().requests().iter().any(|seen| seen.path.contains("/old")));
+            site.others_fine().await;
+        });
+    }
+}
+
+// 2. Targets, hosts, methods.
+
+#[test]
+fn odd_targets_hosts_and_methods_reach_nobody() {
+    let site = Site::new("");
+    // Request line, Host lines, guard, status.
+    let long = |method: &str, target: &str| format!("{method} {target} HTTP/1.1");
+    let mut cases: Vec<(String, &str, &str, u16)> = Vec::new();
+    let host = "host: localhost\r\n";
+    for (method, target, guard, status) in [
+        ("GET", "http://localhost/openai/v1/models", "bad_target", 400),
+        ("GET", "https://localhost/openai/v1/models", "bad_target", 400),
+        ("GET", "http://169.254.169.254/openai/v1/models", "bad_target", 400),
+        ("GET", "localhost:443", "bad_target", 400),
+        ("OPTIONS", "*", "bad_target", 400),
+        ("CONNECT", "localhost:443", "bad_method", 405),
+        ("CONNECT", "10.0.0.1:22", "bad_method", 405),
+        ("TRACE", "/openai/v1/models", "bad_method", 405),
+        ("BREW", "/openai/v1/models", "bad_method", 405),
+        ("get", "/openai/v1/models", "bad_method", 405),
+        ("PRI", "/openai/v1/models", "bad_method", 405),
+        ("GET", "//openai/v1/models", "bad_target", 400),
+        ("GET", "/openai//v1/models", "bad_target", 400),
+        ("GET", "/openai/../anthropic/v1/models", "bad_target", 400),
+        ("GET", "/openai/v1/..", "bad_target", 400),
+        ("GET", "/openai/./v1/models", "bad_target", 400),
+        ("GET", "/openai/%2e%2e/v1/models", "bad_target", 400),
+        ("GET", "/openai/%2E./v1/models", "bad_target", 400),
+        ("GET", "/openai/v1/%00", "bad_target", 400),
+        ("GET", "/openai/v1/%0d%0ahost:%20x", "bad_target", 400),
+        ("GET", "/openai/v1/%5c..", "bad_target", 400),
+        ("GET", "/openai/v1/..;/models", "bad_target", 400),
+        ("GET", "/openai/v1/%zz", "bad_target", 400),
+        ("GET", "/openai/v1/%", "bad_target", 400),
+    ] {
+        cases.push((long(method, target), host, guard, status));
+    }
+    for hosts in [
+        "",
+        "host:\r\n",
+        "host: localhost\r\nhost: localhost\r\n",
+        "host: localhost\r\nhost: evil.example\r\n",
+        "host: a@localhost\r\n",
+        "host: localhost/x\r\n",
+        "host: localhost,evil.example\r\n",
+        "host: local%68ost\r\n",
+        "host: localhost evil\r\n",
+        "host: localhost#\r\n",
+    ] {
+        cases.push((long("GET", "/openai/v1/models"), hosts, "bad_host", 400));
+    }
+    for hosts in [
+        "host: evil.example\r\n",
+        "host: evil.example:443\r\n",
+        "host: localhost.evil.example\r\n",
+        "host: 169.254.169.254\r\n",
+        "host: 0x7f.1\r\n",
+        "host: localhost:x\r\n",
+        "host: localhost..\r\n",
+    ] {
+        cases.push((long("GET", "/openai/v1/models"), hosts, "bad_host", 421));
+    }
+    support::runtime().block_on(async {
+        for (line, hosts, guard, status) in &cases {
+            for (dialect, mark, shape) in [
+                ("", "openai", "code"),
+                ("anthropic-version: 1\r\n", "anthropic", "type"),
+                ("x-goog-api-key: k\r\n", "google", "status"),
+            ] {
+                // The path decides before the fields do.
+                if !dialect.is_empty() && line.contains("/openai") {
+                    continue;
+                }
+                let before = site.guard(guard);
+                let (answer, closed) =
+                    say(&site.edge, format!("{line}\r\n{hosts}{dialect}x-c: {CANARY}\r\n\r\n")).await;
+                let what = format!("{line} {hosts:?} {mark}: {:?}", String::from_utf8_lossy(&answer));
+                assert_eq!(statuses(&answer), [*status], "{what}");
+                assert!(closed, "{what}: stays open");
+                assert!(json_of(&answer)["error"][shape].is_string(), "{what}");
+                site.guard_moved(guard, before, 1);
+            }
+        }
+        // hyper refuses these by itself.
+        for target in ["/openai/v1/\\..\\x\x7f", "/openai/v1/\x01", "openai/v1/models", ""] {
+            let (answer, closed) = say(&site.edge, format!("GET {target} HTTP/1.1\r\n{host}\r\n")).await;
+            assert!(closed && statuses(&answer) == [400], "{target:?}: {:?}", String::from_utf8_lossy(&answer));
+        }
+        assert_eq!(site.provider().requests().len(), 0, "nothing reaches the provider");
+        // A backslash and a fragment: the one is refused, the other is no part of a target and goes nowhere.
+        let (answer, _) = say(&site.edge, format!("GET /openai/v1\\models HTTP/1.1\r\n{host}\r\n")).await;
+        assert_eq!(statuses(&answer), [400]);
+        say(&site.edge, format!("GET /openai/v1/models#/../{CANARY} HTTP/1.1\r\n{host}\r\n")).await;
+        assert!(site.provider().requests().iter().all(|seen| seen.path == "/v1/models"));
+        site.others_fine().await;
+    });
+}
+
+#[test]
+fn odd_h2_heads_reach_nobody() {
+    let site = Site::new("");
+    let good = [(":method", "GET"), (":scheme", "https"), (":authority", "localhost"), (":path", "/openai/v1/models")];
+    let change = |name: &'static str, value: &'static str| -> Vec<(&str, &str)> {
+        good.iter().map(|&(key, old)| (key, if key == name { value } else { old })).collect()
+    };
+    let add = |name: &'static str, value: &'static str| -> Vec<(&str, &str)> {
+        good.iter().copied().chain([(name, value)]).collect()
+    };
+    // The guard, or "" where h2 itself resets the stream or ends the connection.
+    let cases: Vec<(Vec<(&str, &str)>, &str)> = vec![
+        (vec![(":method", "CONNECT"), (":authority", "localhost:22")], "bad_method"),
+        (vec![(":method", "CONNECT"), (":authority", "10.0.0.1:22")], "bad_method"),
+        (change(":method", "TRACE"), "bad_method"),
+        (change(":method", "BREW"), "bad_method"),
+        (change(":path", "//openai/v1/models"), "bad_target"),
+        (change(":path", "/openai/../v1/models"), "bad_target"),
+        (change(":path", "/openai/%2e%2e/models"), "bad_target"),
+        (change(":path", "/openai/v1/%0d%0a"), "bad_target"),
+        (change(":path", "*"), "bad_target"),
+        (change(":authority", "evil.example"), "bad_host"),
+        (change(":authority", "a@localhost"), "bad_host"),
+        (change(":authority", "localhost:99x"), ""),
+        (add("host", "evil.example"), "bad_host"),
+        (add("content_length", "5"), "bad_framing"),
+        (add("transfer-encoding", "chunked"), ""),
+        (add("connection", "x"), ""),
+        (add("x-a", "b\r\nx-c: d"), ""),
+        (add("x-a\r\nx-c", "d"), ""),
+        (add("x-A", "d"), ""),
+        (add("x-a", "b\0"), ""),
+        (add(":path", "/openai/v1/second"), ""),
+        (add(":status", "200"), ""),
+        (change(":path", "/openai/v1/mod els"), ""),
+        (change(":path", "/openai/v1/x\r\nhost: evil"), ""),
+        (change(":authority", "localhost\r\nx: y"), ""),
+        (change(":method", "GET / HTTP/1.1\r\nx:"), ""),
+        (vec![(":method", "GET"), (":scheme", "https"), (":path", "/openai/v1/models")], "bad_host"),
+    ];
+    support::runtime().block_on(async {
+        for (fields, guard) in &cases {
+            let before = site.guard(guard);
+            let mut stream = h2(&site.edge, &[]).await;
+            let block = h2raw::header_block(fields);
+            let head = h2raw::frame(kind::HEADERS, h2raw::END_HEADERS | h2raw::END_STREAM, 1, &block);
+            stream.write_all(&head).await.expect("writes");
+            let (seen, closed) = frames(&mut stream, true, Duration::from_secs(3), |frame| {
+                frame.kind == kind::RST_STREAM
+                    || frame.kind == kind::GOAWAY
+                    || (frame.stream == 1 && frame.flags & 1 == 1)
+            })
+            .await;
+            let refused = has(&seen, kind::RST_STREAM) || has(&seen, kind::GOAWAY) || closed;
+            let answered = has(&seen, kind::HEADERS);
+            assert!(refused || answered, "{fields:?}: {seen:?}");
+            if guard.is_empty() {
+                assert!(refused && !has(&seen, kind::DATA) || answered, "{fields:?}: {seen:?}");
+            } else {
+                assert!(answered, "{fields:?}: {seen:?}");
+                let data: Vec<u8> = seen
+                    .iter()
+                    .filter(|frame| frame.kind == kind::DATA)
+                    .flat_map(|frame| frame.payload.to_vec())
+                    .collect();
+                let json: serde_json::Value = serde_json::from_slice(&data).unwrap_or_default();
+                assert!(json["error"]["code"].is_string(), "{fields:?}: {json}");
+                site.guard_moved(guard, before, 1);
+            }
+        }
+        assert_eq!(site.provider().requests().len(), 0, "nothing reaches the provider");
+        // A body that is not as long as announced.
+        let mut stream = h2(&site.edge, &[]).await;
+        let block = h2raw::header_block(&[
+            (":method", "POST"),
+            (":scheme", "https"),
+            (":authority", "localhost"),
+            (":path", "/openai/v1/short"),
+            ("content-length", "5"),
+        ]);
+        let head = h2raw::frame(kind::HEADERS, h2raw::END_HEADERS, 1, &block);
+        let body = h2raw::frame(kind::DATA, h2raw::END_STREAM, 1, b"abcdefg");
+        stream.write_all(&[head, body].concat()).await.expect("writes");
+        let (seen, closed) =
+            frames(&mut stream, true, Duration::from_secs(3), |frame| frame.kind == kind::RST_STREAM).await;
+        assert!(closed || has(&seen, kind::RST_STREAM), "{seen:?}");
+        assert!(!site.provider().requests().iter().any(|seen| seen.body_end == BodyEnd::Clean));
+        site.others_fine().await;
+    });
+}
+
+// 3. Too much.
+
+#[test]
+fn oversize_heads_are_431() {
+    let site = Site::new("");
+    let big = "b".repeat(70 << 10);
+    support::runtime().block_on(async {
+        let many: String = (0..200).map(|number| format!("x-{number}: {CANARY}\r\n")).collect();
+        let start = "GET /openai/v1/models";
+        for head in [
+            format!("{start} HTTP/1.1\r\nhost: localhost\r\nx-big: {CANARY}{big}\r\n\r\n"),
+            format!("{start} HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"),
+            format!("{start}?{CANARY}{big} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+            // Never ends.
+            format!("{start} HTTP/1.1\r\nhost: localhost\r\nx-big: {CANARY}{big}"),
+        ] {
+            let before = site.guard("head_too_large");
+            let (answer, closed) = say(&site.edge, &head).await;
+            assert!(closed && matches!(statuses(&answer)[..], [431 | 414]), "{:?}", String::from_utf8_lossy(&answer));
+            site.guard_moved("head_too_large", before, 1);
+        }
+        let uri = format!("https://localhost/openai/v1/models?{}", "b".repeat(60 << 10));
+        let wide = |request: http::request::Builder| {
+            (0..150).fold(request, |it, number| it.header(format!("x-{number}"), CANARY))
+        };
+        for request in [
+            Request::get("https://localhost/openai/v1/models").header("x-big", &big),
+            wide(Request::get("https://localhost/openai/v1/models")),
+            Request::get(uri).header("x-big", &big[..10 << 10]),
+        ] {
+            let before = site.guard("head_too_large");
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let answer = client.fetch(request.body(FullBody::empty()).expect("request")).await.expect("answer");
+            assert_eq!((answer.status(), answer.json()["error"]["code"].as_str()), (431, Some("head_too_large")));
+            site.guard_moved("head_too_large", before, 1);
+        }
+        assert_eq!(site.provider().requests().len(), 0, "nothing reaches the provider");
+        site.others_fine().await;
+    });
+}
+
+#[test]
+fn oversize_bodies_are_413_in_the_right_dialect() {
+    const PATHS: [(&str, &str, &str); 3] = [
+        ("/openai/v1/chat/completions", "code", "request_too_large"),
+        ("/anthropic/v1/messages", "type", "request_too_large"),
+        ("/gemini/v1beta/models/m:generateContent", "status", "INVALID_ARGUMENT"),
+    ];
+    for upstream in [Alpn::H1, Alpn::H2] {
+        let site = Site::with("body_bytes = \"1MiB\"", upstream, "");
+        support::runtime().block_on(async {
+            for (path, key, word) in PATHS {
+                for alpn in [Alpn::H1, Alpn::H2] {
+                    for announced in [true, false] {
+                        let before = site.guard("body_too_large");
+                        let mut client = site.edge.connect(alpn).await;
+                        let request = request(client.is_h2(), path, "");
+                        // 40 MB nonstop; the answer has to arrive all the same.
+                        let body = PatternBody::new(40_000_000).pieces(50_000);
+                        let sent = if announced {
+                            client.send(request.body(any_body(body)).expect("request"))
+                        } else {
+                            client.send(request.body(any_body(Endless(body))).expect("request"))
+                        };
+                        let what = format!("{upstream:?} {path} {alpn:?} announced={announced}");
+                        let answer = sent.await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                        let answer = Answer::collect(answer).await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                        assert_eq!(answer.status(), 413, "{what}");
+                        assert_eq!(answer.json()["error"][key], word, "{what}");
+                        assert_eq!(answer.header("x-should-retry"), "false", "{what}");
+                        site.guard_moved("body_too_large", before, 1);
+                    }
+                }
+            }
+            assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+            let seen = site.provider().requests();
+            assert!(
+                seen.iter().all(|seen| seen.body_end != BodyEnd::Clean && seen.body_len <= 1 << 20),
+                "cut upstream"
+            );
+            site.others_fine().await;
+            // By hand, all written before a byte is read: no RST may overtake the answer.
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            let head = "POST /openai/v1/files-not HTTP/1.1\r\nhost: localhost\r\ncontent-length: 40000000\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.expect("writes");
+            let piece = vec![b'x'; 1_000_000];
+            for _ in 0..40 {
+                stream.write_all(&piece).await.expect("the edge goes on reading");
+            }
+            stream.flush().await.expect("flushes");
+            assert_eq!(statuses(&listen(&mut stream, Duration::from_secs(5)).await.0), [413]);
+        });
+    }
+}
+
+/// A body that does not say how long it is.
+struct Endless(PatternBody);
+
+impl http_body::Body for Endless {
+    type Data = Bytes;
+    type Error = nullhop_loadtests::BoxError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        std::pin::Pin::new(&mut self.0).poll_frame(cx)
+    }
+}
+
+// 4. Slow peers.
+
+/// All deadlines as short as the configuration takes them.
+const SHORT: &str = "handshake_timeout = \"1s\"\nhead_timeout = \"1s\"\nfirst_request_timeout = \"1s\"\nidle_timeout = \"1s\"\n\
+     body_grace = \"1s\"\nwrite_stall = \"2s\"\nconnection_age = \"10s\"\n";
+
+#[test]
+fn slow_peers_are_ended_before_their_first_request() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let address = site.edge.address();
+        let hello = async {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            // A record that promises 512 bytes of ClientHello.
+            stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let silent = async {
+            let mut stream = TcpStream::connect(address).await.expect("connects");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let drop_by_drop = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            let head = format!("GET /openai/v1/models?{CANARY} HTTP/1.1\r\nhost: localhost\r\nx: {}", "y".repeat(200));
+            let started = Instant::now();
+            for byte in head.bytes() {
+                if stream.write_all(&[byte]).await.is_err() || stream.flush().await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            started.elapsed() < Duration::from_secs(5)
+        };
+        let silent_h1 = async { gone_within(&mut tls(&site.edge, Alpn::H1).await, Duration::from_secs(4)).await };
+        let silent_h2 = async { gone_within(&mut tls(&site.edge, Alpn::H2).await, Duration::from_secs(4)).await };
+        let half_preface = async {
+            let mut stream = tls(&site.edge, Alpn::H2).await;
+            stream.write_all(&h2raw::PREFACE[..10]).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let pongs = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            frames(&mut stream, true, Duration::from_secs(4), |_| false).await.1
+        };
+        let half_head = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            stream.write_all(&h2_head(1, 0, "GET", &format!("/openai/v1/{CANARY}"), "")).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let all = tokio::join!(
+            hello,
+            silent,
+            drop_by_drop,
+            silent_h1,
+            silent_h2,
+            half_preface,
+            pongs,
+            half_head,
+            site.others_fine()
+        );
+        assert_eq!(
+            (all.0, all.1, all.2, all.3, all.4, all.5, all.6, all.7),
+            (true, true, true, true, true, true, true, true)
+        );
+        site.guard_moved("handshake_timeout", 0.0, 2);
+        site.guard_moved("first_request_timeout", 0.0, 6);
+        assert_eq!(site.provider().requests().len(), 1, "only the other client's");
+    });
+}
+
+#[test]
+fn slow_peers_are_ended_after_their_first_request() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let ok = "GET /openai/v1/models HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\n\r\n";
+        let idle_h1 = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            stream.write_all(ok.as_bytes()).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let half_second = async {
+            let mut stream = tls(&site.edge, Alpn::H1).await;
+            stream.write_all(ok.as_bytes()).await.expect("writes");
+            listen(&mut stream, Duration::from_secs(2)).await;
+            stream.write_all(b"GET /openai/v1/mod").await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(4)).await
+        };
+        let idle_h2 = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            // Answers PINGs and opens nothing.
+            frames(&mut stream, true, Duration::from_secs(9), |_| false).await.1
+        };
+        let half_head_h2 = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            stream.write_all(&h2_head(3, 0, "GET", "/openai/v1/models", "size=2")).await.expect("writes");
+            gone_within(&mut stream, Duration::from_secs(9)).await
+        };
+        let slow_h1 = async {
+            let head =
+                format!("POST /openai/v1/slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10000\r\n\r\n{CANARY}");
+            statuses(&say(&site.edge, head).await.0)
+        };
+        let slow_h2 = async {
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let (sender, body) = ChannelBody::new(1);
+            sender.send(CANARY).await.expect("sends");
+            let request = request(true, "/anthropic/v1/messages", "").body(body).expect("request");
+            let answer = client.fetch(request).await.expect("answer");
+            (answer.status(), answer.json()["error"]["type"].as_str().unwrap_or("").to_owned())
+        };
+        let all = tokio::join!(idle_h1, half_second, idle_h2, half_head_h2, slow_h1, slow_h2, site.others_fine());
+        assert_eq!((all.0, all.1, all.2, all.3), (true, true, true, true));
+        assert_eq!((all.4, all.5), (vec![408], (408, "timeout_error".to_owned())));
+        site.guard_moved("idle_timeout", 0.0, 3);
+        site.guard_moved("body_too_slow", 0.0, 2);
+        assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+    });
+}
+
+#[test]
+fn readers_that_do_not_read_are_ended() {
+    let site = Site::new(SHORT);
+    support::runtime().block_on(async {
+        let h1 = async {
+            let options =
+                ClientOptions { receive_buffer_bytes: Some(4096), ..ClientOptions::new(Alpn::H1, site.edge.trust()) };
+            let mut client = Client::connect_with(site.edge.address(), "localhost", &options).await.expect("connects");
+            let request = request(false, "/openai/v1/big", "size=50000000").body(FullBody::new("{}")).expect("request");
+            let answer = client.send(request).await.expect("answer");
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            Received::read(answer, 0).await.error.is_some()
+        };
+        // The window is shut from the first byte on, or after the first 100; the connection stays for others.
+        let shut = |window: u32| {
+            let site = &site;
+            async move {
+                let mut stream = h2(&site.edge, &[(4, window)]).await;
+                let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+                let script = "events=100000;event_bytes=100;period_us=1000";
+                stream.write_all(&h2_head(1, flags, "POST", "/openai/v1/shut", script)).await.expect("writes");
+                let (seen, closed) = frames(&mut stream, true, Duration::from_secs(8), |frame| {
+                    frame.kind == kind::RST_STREAM && frame.stream == 1
+                })
+                .await;
+                assert!(!closed && has(&seen, kind::RST_STREAM), "window {window}: {closed} {seen:?}");
+                // The next stream is served on the same connection.
+                stream.write_all(&h2raw::frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])).await.expect("writes");
+                stream.write_all(&h2_head(3, flags, "POST", "/openai/v1/open", "size=500")).await.expect("writes");
+                let (seen, _) = frames(&mut stream, true, Duration::from_secs(3), |frame| {
+                    frame.stream == 3 && frame.flags & h2raw::END_STREAM != 0
+                })
+                .await;
+                let bytes: usize = seen
+                    .iter()
+                    .filter(|frame| frame.kind == kind::DATA && frame.stream == 3)
+                    .map(|frame| frame.payload.len())
+                    .sum();
+                assert_eq!(bytes, 500, "window {window}");
+            }
+        };
+        let answered_by_us = async {
+            // Also an answer of ours that nobody takes.
+            let mut stream = h2(&site.edge, &[(4, 0)]).await;
+            let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+            stream.write_all(&h2_head(1, flags, "BREW", "/openai/v1/x", "")).await.expect("writes");
+            let (seen, _) =
+                frames(&mut stream, true, Duration::from_secs(8), |frame| frame.kind == kind::RST_STREAM).await;
+            assert!(has(&seen, kind::RST_STREAM), "{seen:?}");
+        };
+        let all = tokio::join!(h1, shut(0), shut(100), answered_by_us, site.others_fine());
+        assert!(all.0, "the h1 answer was cut");
+        site.guard_moved("write_stall", 0.0, 4);
+        assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+    });
+}
+
+#[test]
+fn connections_end_by_age_and_by_number_of_requests() {
+    let site = Site::new("connection_age = \"10s\"\nrequests_per_connection = 10\n");
+    support::runtime().block_on(async {
+        let h1 = async {
+            let mut client = site.edge.connect(Alpn::H1).await;
+            let mut served = 0;
+            for _ in 0..20 {
+                let answer = ask(&mut client, "/openai/v1/x", "size=2", "{}").await;
+                served += 1;
+                if answer.header("connection") == "close" {
+                    break;
+                }
+            }
+            served
+        };
+        let h2s = async {
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let mut served = 0;
+            while client.ready().await.is_ok() && served < 20 {
+                let request = request(true, "/openai/v1/x", "size=2").body(FullBody::new("{}")).expect("request");
+                if client.fetch(request).await.is_err() {
+                    break;
+                }
+                served += 1;
+            }
+            served
+        };
+        // Never answers the PING that the last GOAWAY waits for, and goes on.
+        let deaf = async {
+            let mut stream = h2(&site.edge, &[]).await;
+            let mut number = 1;
+            let mut closed = false;
+            while !closed && number < 2001 {
+                for _ in 0..20 {
+                    let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+                    let _ = stream.write_all(&h2_head(number, flags, "GET", "/openai/v1/deaf", "size=2")).await;
+                    number += 2;
+                }
+                let _ = stream.flush().await;
+                let last = number - 2;
+                let done = |frame: &RawFrame| frame.stream == last && frame.flags & h2raw::END_STREAM != 0;
+                closed = frames(&mut stream, false, Duration::from_millis(500), done).await.1;
+            }
+            (closed, number / 2)
+        };
+        let (h1, h2s, (closed, deaf), ()) = tokio::join!(h1, h2s, deaf, site.others_fine());
+        assert!((9..=10).contains(&h1), "{h1} requests on h1");
+        assert!((9..=11).contains(&h2s), "{h2s} requests on h2");
+        assert!(closed && deaf <= 300, "the deaf one was served {deaf} times");
+        site.guard_moved("requests_per_connection", 0.0, 3);
+
+        let mut stream = h2(&site.edge, &[]).await;
+        let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+        let script = "events=13;event_bytes=50;period_us=1000000";
+        stream.write_all(&h2_head(1, flags, "POST", "/openai/v1/long", script)).await.expect("writes");
+        let (seen, _) = frames(&mut stream, true, Duration::from_secs(16), |frame| {
+            frame.stream == 1 && frame.flags & h2raw::END_STREAM != 0
+        })
+        .await;
+        assert!(has(&seen, kind::GOAWAY), "told by age");
+        assert!(
+            seen.iter().any(|frame| frame.stream == 1 && frame.flags & h2raw::END_STREAM != 0),
+            "and served to the end"
+        );
+        site.guard_moved("connection_age", 0.0, 1);
+    });
+}
+
+/// Whether the peer ends the connection in time.
+async fn gone_within(stream: &mut (impl tokio::io::AsyncRead + Unpin), patience: Duration) -> bool {
+    let mut bytes = Vec::new();
+    tokio::time::timeout(patience, stream.read_to_end(&mut bytes)).await.is_ok()
+}
