@@ -43,6 +43,7 @@ use body::Relayed;
 pub(crate) use body::StallMark;
 pub(crate) use tally::Tally;
 pub(crate) use websocket::Peer;
+pub(crate) use websocket::StreamCut;
 pub(crate) use websocket::is_upgrade;
 pub(crate) use websocket::upgrade;
 
@@ -130,7 +131,15 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
     let answer = std::future::poll_fn(|cx| {
         upload.watch(cx);
         if let Poll::Ready(answer) = send.as_mut().poll(cx) {
-            return Poll::Ready(answer.map_err(|fault| refusal_of(fault, upload)));
+            return Poll::Ready(match answer {
+                // Nobody asked for another protocol.
+                Ok(answer) if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    metrics.failures(FailureReason::Protocol).inc();
+                    Err(Refusal::UpstreamProtocol)
+                }
+                Ok(answer) => Ok(answer),
+                Err(fault) => Err(refusal_of(fault, upload)),
+            });
         }
         if upload.fault().is_some() {
             return Poll::Ready(Err(refusal_of(SendFault::Upload, upload)));

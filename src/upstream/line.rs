@@ -3,6 +3,9 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -29,6 +32,9 @@ const H1_BUFFER_BYTES: usize = 64 << 10;
 const HEAD_BYTES: usize = 64 << 10;
 const HEAD_FIELDS: usize = 128;
 
+/// 1xx answers before the real one. Providers send none or one; a provider that waits may repeat 102.
+const INTERIM_ANSWERS_MAX: u32 = 100;
+
 /// Per stream; the memory bound of an answer that its reader does not take.
 const H2_STREAM_WINDOW: u32 = 64 << 10;
 
@@ -50,6 +56,8 @@ pub(crate) struct H1Line {
     watch: SocketWatch,
     /// hyper's connection future has ended; it must not be polled again.
     over: bool,
+    /// An exchange is under way or ended badly.
+    busy: BusyLine,
     /// The last exchange's end, while pooled.
     pub(super) idle_since: Instant,
     open: Open,
@@ -64,7 +72,8 @@ impl H1Line {
             .handshake(HyperIo::new(transport))
             .await
             .ok()?;
-        Some(Self { connection, sender, watch, over: false, idle_since: Instant::now(), open })
+        let busy = BusyLine { watch: watch.clone(), busy: false };
+        Some(Self { connection, sender, watch, over: false, busy, idle_since: Instant::now(), open })
     }
 
     /// Lets the connection read and write what it can. `Ready` when it has ended.
@@ -88,13 +97,19 @@ impl H1Line {
     /// hyper's error.
     pub(super) async fn send(
         &mut self,
-        request: http::Request<RequestBody>,
-    ) -> Result<http::Response<Incoming>, hyper::Error> {
+        mut request: http::Request<RequestBody>,
+    ) -> Result<http::Response<Incoming>, LineFault> {
+        self.busy.busy = true;
+        let interim = Arc::new(AtomicU32::new(0));
+        let counter = interim.clone();
+        hyper::ext::on_informational(&mut request, move |_| {
+            counter.fetch_add(1, Relaxed);
+        });
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                    return Poll::Ready(answer.map_err(hyper::client::conn::TrySendError::into_error));
+                    return Poll::Ready(answer.map_err(|error| LineFault::Hyper(error.into_error())));
                 }
                 if self.over {
                     // The sender's half answers as soon as the connection is gone.
@@ -102,11 +117,15 @@ impl H1Line {
                 }
                 match self.connection.poll_without_shutdown(cx) {
                     Poll::Ready(_) => self.over = true,
+                    // hyper reads on for ever while interim answers come.
+                    Poll::Pending if interim.load(Relaxed) > INTERIM_ANSWERS_MAX => {
+                        return Poll::Ready(Err(LineFault::InterimAnswers));
+                    }
                     Poll::Pending => {
                         return answer
                             .as_mut()
                             .poll(cx)
-                            .map(|answer| answer.map_err(hyper::client::conn::TrySendError::into_error));
+                            .map(|answer| answer.map_err(|error| LineFault::Hyper(error.into_error())));
                     }
                 }
             }
@@ -118,7 +137,11 @@ impl H1Line {
     /// nobody asked for has arrived since.
     pub(super) fn reusable(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.drive(&mut cx).is_pending() && self.sender.is_ready()
+        let idle = self.drive(&mut cx).is_pending() && self.sender.is_ready();
+        if idle {
+            self.busy.busy = false;
+        }
+        idle
     }
 
     /// The same without driving, for whoever just did.
@@ -133,7 +156,8 @@ impl H1Line {
     }
 
     /// The connection without HTTP, after a 101.
-    pub(super) fn into_switched(self) -> Switched {
+    pub(super) fn into_switched(mut self) -> Switched {
+        self.busy.busy = false;
         let parts = self.connection.into_parts();
         Switched { transport: parts.io.into_inner(), watch: self.watch, read_ahead: parts.read_buf, open: self.open }
     }
@@ -142,6 +166,29 @@ impl H1Line {
     pub(crate) async fn upgraded(&mut self) {
         std::future::poll_fn(|cx| self.drive(cx)).await;
     }
+}
+
+/// Resets the connection if an exchange was under way when its line is dropped. A FIN would wait
+/// behind whatever the provider has not read yet, and the provider would go on generating.
+/// Stands before the connection's own field is dropped, because the socket must still be open.
+struct BusyLine {
+    watch: SocketWatch,
+    busy: bool,
+}
+
+impl Drop for BusyLine {
+    fn drop(&mut self) {
+        if self.busy {
+            self.watch.reset_on_close();
+        }
+    }
+}
+
+/// Why there is no head of an answer.
+pub(super) enum LineFault {
+    Hyper(hyper::Error),
+    /// More 1xx answers than anybody needs.
+    InterimAnswers,
 }
 
 /// An h2 connection, shared. Its task ends when the last sender is gone or the peer says so.

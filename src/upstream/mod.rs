@@ -31,6 +31,7 @@ use crate::config::UpstreamProtocol;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::metrics::Handles;
@@ -40,6 +41,7 @@ use endpoint::Line;
 use endpoint::LineAge;
 pub(crate) use line::H1Line;
 use line::H2Slot;
+use line::LineFault;
 pub(crate) use line::Open as OpenLine;
 pub(crate) use upload::RequestBody;
 pub(crate) use upload::Upload;
@@ -272,9 +274,13 @@ impl Upstream {
                         let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant });
                         Ok(Answer { response, lease })
                     }
-                    Err(error) if error.is_parse() => Err((SendFault::Protocol, None)),
+                    Err(LineFault::InterimAnswers) => {
+                        self.handles.guard(Guard::UpstreamInformational).inc();
+                        Err((SendFault::Protocol, None))
+                    }
+                    Err(LineFault::Hyper(error)) if error.is_parse() => Err((SendFault::Protocol, None)),
                     // A pooled line that died while idle; with nothing of the answer read.
-                    Err(error) => {
+                    Err(LineFault::Hyper(error)) => {
                         let stale = age == LineAge::Pooled
                             && (error.is_canceled()
                                 || error.is_closed()
@@ -313,16 +319,34 @@ impl Upstream {
     /// Why there is none.
     pub(crate) async fn upgrade(&self, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, SendFault> {
         let metrics = self.handles.upstream(self.id);
-        let (_, endpoint) = self.choose(0);
-        let mut line = endpoint.upgrade_line().await.inspect_err(|_| metrics.failures(FailureReason::Connect).inc())?;
+        let mut tried = 0_u64;
+        let mut attempt = 1;
+        let (endpoint, mut line) = loop {
+            let (place, endpoint) = self.choose(tried);
+            match endpoint.upgrade_line().await {
+                Ok(line) => break (endpoint, line),
+                Err(_) if attempt < self.attempts => {
+                    tried |= 1 << (place % 64);
+                    attempt += 1;
+                    metrics.retries(RetryReason::Connect).inc();
+                }
+                Err(fault) => {
+                    metrics.failures(FailureReason::Connect).inc();
+                    return Err(fault);
+                }
+            }
+        };
         let request = head.to_h1(&endpoint.config, RequestBody(upload.clone())).ok_or(SendFault::Protocol)?;
         match line.send(request).await {
             Ok(response) => {
                 let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant: Tenant::Nobody });
                 Ok(Answer { response, lease })
             }
-            Err(error) => {
-                let protocol = error.is_parse();
+            Err(fault) => {
+                let protocol = match fault {
+                    LineFault::Hyper(error) => error.is_parse(),
+                    LineFault::InterimAnswers => true,
+                };
                 metrics.failures(if protocol { FailureReason::Protocol } else { FailureReason::Reset }).inc();
                 Err(if protocol { SendFault::Protocol } else { SendFault::Reset })
             }
