@@ -30,19 +30,23 @@ fn main() {
         let options = ProviderOptions { alpn: upstream, hash_bodies: false, ..ProviderOptions::default() };
         let provider = Provider::spawn(options).expect("provider");
         let setup = Setup {
-            extra: "[runtime]\nworkers = 1\n[limits]\nrequests_per_connection = 1000000\nbody_bytes = \"256MiB\"\n".to_owned(),
+            extra: "[runtime]\nworkers = 1\n[limits]\nrequests_per_connection = 1000000\nbody_bytes = \"256MiB\"\n"
+                .to_owned(),
             ..Setup::default()
         };
         let edge = Edge::with(&provider.url(), &provider.ca_pem(), setup);
         let runtime = support::runtime();
-        let measure = |work: &str, unit: &str, units: u64, future: &dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>| {
-            runtime.block_on(future()); // warm
-            let before = cpu_seconds(edge.pid());
-            runtime.block_on(future());
-            let each = (cpu_seconds(edge.pid()) - before) / units as f64 * 1e6;
-            println!("{:<34} {units:>10} {each:>9.2} us/{unit}", format!("{work} {name}"));
-        };
-        measure("SSE 160 bytes unpaced", "event", 200_000, &|| Box::pin(many(&edge, client, 20, "events=10000;event_bytes=160")));
+        let measure =
+            |work: &str, unit: &str, units: u64, future: &dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+                runtime.block_on(future()); // warm
+                let before = cpu_seconds(edge.pid());
+                runtime.block_on(future());
+                let each = (cpu_seconds(edge.pid()) - before) / units as f64 * 1e6;
+                println!("{:<34} {units:>10} {each:>9.2} us/{unit}", format!("{work} {name}"));
+            };
+        measure("SSE 160 bytes unpaced", "event", 200_000, &|| {
+            Box::pin(many(&edge, client, 20, "events=10000;event_bytes=160"))
+        });
         measure("SSE 160 bytes paced 50/s", "event", 50_000, &|| {
             Box::pin(many(&edge, client, 500, "events=100;event_bytes=160;period_us=20000"))
         });

@@ -37,6 +37,9 @@ struct Shared {
     write_blocked_at: AtomicU64,
     /// Milliseconds after `opened`, plus one, of the first byte since `forget_first_read`.
     first_read_at: AtomicU64,
+    /// A write that the peer does not want any more counts as done: what the peer said before it
+    /// closed may still wait to be read.
+    hear_out: AtomicBool,
 }
 
 impl Socket {
@@ -48,6 +51,7 @@ impl Socket {
             read_armed: AtomicBool::new(false),
             write_blocked_at: AtomicU64::new(0),
             first_read_at: AtomicU64::new(0),
+            hear_out: AtomicBool::new(false),
         });
         (Self(shared.clone()), SocketWatch(shared))
     }
@@ -109,6 +113,13 @@ impl SocketWatch {
         let _ = socket2::SockRef::from(&self.0.stream).set_linger(Some(Duration::ZERO));
     }
 
+    /// From now on a peer that closes or resets its connection while we write is read to its end
+    /// first: a provider that refuses an upload answers and closes, and Linux keeps the answer
+    /// readable behind the RST. The reader gets the error afterwards.
+    pub(crate) fn hear_out(&self) {
+        self.0.hear_out.store(true, Relaxed);
+    }
+
     /// Our address, as the client named it.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.0.stream.local_addr().ok()
@@ -145,6 +156,7 @@ impl Socket {
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
+        len: usize,
         mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         let shared = &*self.0;
@@ -166,7 +178,11 @@ impl Socket {
                     return Poll::Ready(Ok(written));
                 }
                 Err(fault) if fault.kind() == io::ErrorKind::WouldBlock => {}
-                Err(fault) => return Poll::Ready(Err(fault)),
+                Err(fault) => {
+                    let closed = matches!(fault.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
+                    let heard_out = closed && shared.hear_out.load(Relaxed);
+                    return Poll::Ready(if heard_out { Ok(len) } else { Err(fault) });
+                }
             }
         }
     }
@@ -174,7 +190,7 @@ impl Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write(bytes))
+        self.poll_write_with(cx, bytes.len(), |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -182,7 +198,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write_vectored(slices))
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        self.poll_write_with(cx, len, |stream| stream.try_write_vectored(slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -104,7 +104,9 @@ fn nothing_formats_content() {
     }
     for (path, text) in sources() {
         let module = module_of(&path);
-        if ["relay", "upstream", "server", "listener", "socket", "hygiene", "admission", "route"].contains(&module.as_str()) {
+        if ["relay", "upstream", "server", "listener", "socket", "hygiene", "admission", "route"]
+            .contains(&module.as_str())
+        {
             let code = text.split("#[cfg(test)]\nmod tests {").next().expect("the code");
             for word in ["println!", "eprintln!", "dbg!", "{:?}"] {
                 assert!(!code.contains(word), "{} has {word}", path.display());

@@ -25,6 +25,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpSocket;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
@@ -32,7 +33,6 @@ use crate::BoxError;
 use crate::io::Control;
 use crate::io::Ending;
 use crate::io::Io;
-use crate::io::Spawner;
 use crate::io::Transport;
 use crate::pattern::digest_array;
 use crate::pattern::pattern_bytes;
@@ -72,6 +72,8 @@ pub struct Client {
     sender: Sender,
     control: Arc<Control>,
     driver: AbortHandle,
+    /// hyper's h2 drives its connection in a task of its own, which outlives the driver.
+    stop: Arc<watch::Sender<()>>,
     local_address: SocketAddr,
 }
 
@@ -105,9 +107,10 @@ impl Client {
         };
         let h2 = options.alpn.speaks_h2(transport.alpn());
         let control = Arc::new(Control::default());
+        let stop = Arc::new(watch::Sender::new(()));
         let io = Io::new(transport, control.clone(), None);
         let (sender, driver) = if h2 {
-            let (sender, connection) = http2::Builder::new(Spawner)
+            let (sender, connection) = http2::Builder::new(AbortableSpawner(stop.subscribe()))
                 .initial_stream_window_size(options.h2_stream_window)
                 .initial_connection_window_size(options.h2_connection_window)
                 .max_concurrent_reset_streams(10_000)
@@ -119,7 +122,7 @@ impl Client {
             let (sender, connection) = http1::Builder::new().max_headers(1000).handshake(io).await?;
             (Sender::H1(sender), tokio::spawn(async move { drop(connection.with_upgrades().await) }))
         };
-        Ok(Client { sender, control, driver: driver.abort_handle(), local_address })
+        Ok(Client { sender, control, driver: driver.abort_handle(), stop, local_address })
     }
 
     /// Sends a request. The future does not borrow the client: on h2 many can be under way, dropping one resets it.
@@ -163,6 +166,7 @@ impl Client {
             sender: Sender::H2(sender.clone()),
             control: self.control.clone(),
             driver: self.driver.clone(),
+            stop: self.stop.clone(),
             local_address: self.local_address,
         })
     }
@@ -189,6 +193,29 @@ impl Client {
     pub fn abort(&self, ending: Ending) {
         self.control.end(ending);
         self.driver.abort();
+        self.stop.send_replace(());
+    }
+}
+
+/// Spawns what [`Client::abort`] can end.
+#[derive(Clone)]
+struct AbortableSpawner(watch::Receiver<()>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for AbortableSpawner {
+    fn execute(&self, future: F) {
+        let mut stop = self.0.clone();
+        tokio::spawn(async move {
+            // A client that was dropped without an abort leaves its tasks to themselves.
+            let stopped = async {
+                if stop.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = future => {}
+                () = stopped => {}
+            }
+        });
     }
 }
 

@@ -178,6 +178,7 @@ pub(super) fn request_headers(headers: HeaderMap, privacy: Privacy, empty_body: 
 /// The answer's headers that go to the client.
 pub(super) fn response_headers(headers: HeaderMap) -> HeaderMap {
     let listed = listed_in_connection(&headers);
+    let coded = headers.contains_key(header::TRANSFER_ENCODING);
     let mut kept = HeaderMap::with_capacity(headers.len());
     let mut last: Option<HeaderName> = None;
     let mut keep = false;
@@ -189,6 +190,11 @@ pub(super) fn response_headers(headers: HeaderMap) -> HeaderMap {
         if keep && let Some(name) = &last {
             kept.append(name, value);
         }
+    }
+    if coded {
+        // RFC 9112 section 6.3: chunks decide, and a length beside them must not be passed on. Kept,
+        // it would cut the answer short for the client, with a clean end.
+        kept.remove(header::CONTENT_LENGTH);
     }
     kept
 }

@@ -44,6 +44,7 @@ use body::Relayed;
 pub(crate) use body::StallMark;
 pub(crate) use tally::Tally;
 pub(crate) use websocket::Peer;
+pub(crate) use websocket::StreamCut;
 pub(crate) use websocket::is_upgrade;
 pub(crate) use websocket::upgrade;
 #[cfg(fuzzing)]

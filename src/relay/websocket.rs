@@ -5,6 +5,7 @@
 //! so that a close of ours can stand between two of them; the meter will look at payloads here.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
@@ -60,6 +61,9 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long the client gets to answer our close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long both sides may take to accept the end.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Close, code 1012 "service restart" (IANA WebSocket close code registry), unmasked: server to client.
 const CLOSE_1012: [u8; 4] = [0x88, 0x02, 0x03, 0xf4];
 
@@ -70,11 +74,25 @@ const CLOSE_1001_MASKED: [u8; 8] = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9];
 pub(crate) struct Peer {
     /// The client's socket, for h1; an h2 stream is guarded with its connection.
     pub(crate) watch: Option<SocketWatch>,
+    /// Resets the client's stream, for h2.
+    pub(crate) cut: StreamCut,
     pub(crate) drain: DrainWatcher,
     pub(crate) write_stall: Duration,
     /// The connection's places and gauges, which must be held as long.
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) hold: Rc<dyn Any>,
+}
+
+/// Says how the client's h2 stream ends: hyper ends the stream in order when its upgraded half is
+/// dropped, which a client would take for the whole. Seen by whoever polls hyper's sending task.
+#[derive(Clone, Default)]
+pub(crate) struct StreamCut(Rc<Cell<bool>>);
+
+impl StreamCut {
+    /// The stream shall be reset instead of ended.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.get()
+    }
 }
 
 /// Whether a request asks for a WebSocket; by either of the two ways.
@@ -437,10 +455,22 @@ impl Tunnel {
             Poll::Pending
         })
         .await;
-        if outcome != Outcome::Ok {
+        if outcome == Outcome::Ok {
+            // Without TLS's own goodbye the closing handshake would look cut off.
+            let _ = tokio::time::timeout(
+                GOODBYE_TIMEOUT,
+                std::future::poll_fn(|cx| {
+                    let upstream = Pin::new(&mut self.upstream).poll_shutdown(cx);
+                    let client = Pin::new(&mut self.client).poll_shutdown(cx);
+                    if upstream.is_ready() && client.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+                }),
+            )
+            .await;
+        } else {
             if let Some(watch) = &self.peer.watch {
                 watch.reset_on_close();
             }
+            self.peer.cut.0.set(true);
             self.upstream_watch.reset_on_close();
         }
         if matches!(outcome, Outcome::UpstreamCut | Outcome::UpstreamTimeout)
@@ -516,7 +546,8 @@ impl Tunnel {
                 self.tally.handles().guard(Guard::WriteStall).inc();
                 return Some(Outcome::ClientAbort);
             }
-            if !watch.read_armed() && watch.peer_gone() {
+            let unread = self.up.start < self.up.end || !watch.read_armed();
+            if unread && watch.peer_gone() {
                 return Some(Outcome::ClientAbort);
             }
         }

@@ -21,6 +21,7 @@ use crate::hygiene::Chunk;
 use crate::relay::AnswerBody;
 use crate::relay::BodyFault;
 use crate::relay::StallMark;
+use crate::relay::StreamCut;
 use crate::socket::SocketWatch;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Protocol;
@@ -59,6 +60,8 @@ pub(super) struct Connection {
     requests_at_close: Cell<u32>,
     /// The stall mark of the h2 request that hyper is about to spawn.
     spawning: RefCell<Option<StallMark>>,
+    /// The same for the sending half of an h2 tunnel.
+    spawning_tunnel: RefCell<Option<StreamCut>>,
 }
 
 /// What a guard wants done with the connection.
@@ -104,6 +107,7 @@ impl Connection {
             closing: Cell::new(None),
             requests_at_close: Cell::new(0),
             spawning: RefCell::new(None),
+            spawning_tunnel: RefCell::new(None),
         })
     }
 
@@ -136,6 +140,16 @@ impl Connection {
     /// Remembers the mark of the request whose stream hyper spawns next.
     pub(super) fn announce(&self, stall: StallMark) {
         *self.spawning.borrow_mut() = Some(stall);
+    }
+
+    /// Remembers how to cut the tunnel whose sending half hyper spawns next.
+    pub(super) fn announce_tunnel(&self, cut: StreamCut) {
+        *self.spawning_tunnel.borrow_mut() = Some(cut);
+    }
+
+    /// The cut of the tunnel that is being spawned.
+    pub(super) fn announced_tunnel(&self) -> Option<StreamCut> {
+        self.spawning_tunnel.borrow_mut().take()
     }
 
     /// The mark of the stream that is being spawned.
@@ -192,7 +206,9 @@ impl Connection {
             if head_open && self.watch.first_read_ago().is_some_and(|ago| ago >= self.limits.head_timeout) {
                 return Verdict::Cut(Guard::HeadTimeout);
             }
-        } else if self.protocol == Protocol::H1 && !self.watch.read_armed() && self.watch.peer_gone() {
+        } else if self.protocol == Protocol::H1 && self.watch.peer_gone() {
+            // Asked of the socket itself: an armed read says nothing once its waker has fired and
+            // hyper, waiting for the upstream to take what it has, did not read.
             return Verdict::Gone;
         }
         if self.closing.get().is_none() {

@@ -43,6 +43,7 @@ use crate::relay::AnswerBody;
 use crate::relay::Peer;
 use crate::relay::Refused;
 use crate::relay::StallMark;
+use crate::relay::StreamCut;
 use crate::relay::Tally;
 use crate::relay::Way;
 use crate::route::NoRoute;
@@ -263,13 +264,20 @@ impl Server {
             if !snapshot.config.upstreams[route.upstream].websocket {
                 return answer::refuse(&Refusal::WebSocketNotServed, route.dialect, way.tally);
             }
+            let cut = StreamCut::default();
             let peer = Peer {
                 watch: (connection.protocol == Protocol::H1).then(|| connection.watch.clone()),
+                cut: cut.clone(),
                 drain: self.drain.clone(),
                 write_stall: connection.write_stall(),
                 hold: connection.hold.clone(),
             };
-            relay::upgrade(request, way, peer).await
+            let answered = relay::upgrade(request, way, peer).await;
+            if extended && answered.as_ref().is_ok_and(|answer| answer.status().is_success()) {
+                // hyper spawns the tunnel's sending half in this same poll.
+                connection.announce_tunnel(cut);
+            }
+            answered
         } else {
             relay::exchange(request, way).await
         };
@@ -403,6 +411,14 @@ where
     F: Future<Output = ()> + 'static,
 {
     fn execute(&self, stream: F) {
+        if let Some(cut) = self.connection.announced_tunnel() {
+            let mut stream = Box::pin(stream);
+            tokio::task::spawn_local(std::future::poll_fn(move |cx| {
+                // Dropping hyper's sending half unfinished resets the stream.
+                if cut.is_set() { Poll::Ready(()) } else { stream.as_mut().poll(cx) }
+            }));
+            return;
+        }
         let mark = self.connection.announced();
         let write_stall = self.connection.write_stall();
         tokio::task::spawn_local(StallGuarded::new(stream, mark, write_stall, self.counted.clone()));

@@ -50,6 +50,7 @@ pub(super) async fn connect(
     );
     let _ = reference.set_tcp_user_timeout(Some(USER_TIMEOUT));
     let (socket, watch) = Socket::new(stream);
+    watch.hear_out();
     let Some((tls, name)) = tls else {
         return Ok(Connected { transport: Transport::Plain(socket), watch, h2: false });
     };

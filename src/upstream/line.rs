@@ -72,6 +72,8 @@ pub(crate) struct H1Line {
     over: bool,
     /// Interim answers to the current request.
     informational: Arc<AtomicU32>,
+    /// An exchange is under way or ended badly.
+    busy: BusyLine,
     /// The last exchange's end, while pooled.
     pub(super) idle_since: Instant,
     open: Open,
@@ -86,12 +88,14 @@ impl H1Line {
             .handshake(HyperIo::new(transport))
             .await
             .ok()?;
+        let busy = BusyLine { watch: watch.clone(), busy: false };
         Some(Self {
             connection,
             sender,
             watch,
             over: false,
             informational: Arc::default(),
+            busy,
             idle_since: Instant::now(),
             open,
         })
@@ -120,6 +124,7 @@ impl H1Line {
         &mut self,
         mut request: http::Request<RequestBody>,
     ) -> Result<http::Response<Incoming>, LineFault> {
+        self.busy.busy = true;
         // hyper swallows interim answers, as many as there come.
         self.informational.store(0, Relaxed);
         let informational = self.informational.clone();
@@ -156,7 +161,11 @@ impl H1Line {
     /// nobody asked for has arrived since.
     pub(super) fn reusable(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        self.drive(&mut cx).is_pending() && self.sender.is_ready()
+        let idle = self.drive(&mut cx).is_pending() && self.sender.is_ready();
+        if idle {
+            self.busy.busy = false;
+        }
+        idle
     }
 
     /// The same without driving, for whoever just did.
@@ -171,7 +180,8 @@ impl H1Line {
     }
 
     /// The connection without HTTP, after a 101.
-    pub(super) fn into_switched(self) -> Switched {
+    pub(super) fn into_switched(mut self) -> Switched {
+        self.busy.busy = false;
         let parts = self.connection.into_parts();
         Switched { transport: parts.io.into_inner(), watch: self.watch, read_ahead: parts.read_buf, open: self.open }
     }
@@ -179,6 +189,22 @@ impl H1Line {
     /// Drives until the connection's own part of an upgrade is done.
     pub(crate) async fn upgraded(&mut self) {
         std::future::poll_fn(|cx| self.drive(cx)).await;
+    }
+}
+
+/// Resets the connection if an exchange was under way when its line is dropped. A FIN would wait
+/// behind whatever the provider has not read yet, and the provider would go on generating.
+/// Stands before the connection's own field is dropped, because the socket must still be open.
+struct BusyLine {
+    watch: SocketWatch,
+    busy: bool,
+}
+
+impl Drop for BusyLine {
+    fn drop(&mut self) {
+        if self.busy {
+            self.watch.reset_on_close();
+        }
     }
 }
 

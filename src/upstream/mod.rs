@@ -343,8 +343,23 @@ impl Upstream {
     /// Why there is none.
     pub(crate) async fn upgrade(&self, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, SendFault> {
         let metrics = self.handles.upstream(self.id);
-        let (_, endpoint) = self.choose(0);
-        let mut line = endpoint.upgrade_line().await.inspect_err(|_| metrics.failures(FailureReason::Connect).inc())?;
+        let mut tried = 0_u64;
+        let mut attempt = 1;
+        let (endpoint, mut line) = loop {
+            let (place, endpoint) = self.choose(tried);
+            match endpoint.upgrade_line().await {
+                Ok(line) => break (endpoint, line),
+                Err(_) if attempt < self.attempts => {
+                    tried |= 1 << (place % 64);
+                    attempt += 1;
+                    metrics.retries(RetryReason::Connect).inc();
+                }
+                Err(fault) => {
+                    metrics.failures(FailureReason::Connect).inc();
+                    return Err(fault);
+                }
+            }
+        };
         let request = head.to_h1(&endpoint.config, RequestBody(upload.clone())).ok_or(SendFault::Protocol)?;
         match line.send(request).await {
             Ok(response) if !framed_well(&response) => {

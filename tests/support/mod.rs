@@ -303,6 +303,25 @@ fn plain(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
+/// Bytes that wait in the kernel at the end `local` of the connections from `local` to `remote`
+/// (0: any port): received and not read, sent and not acknowledged.
+pub fn queues(local: u16, remote: u16) -> (u64, u64) {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
+    let port = |field: &str| u16::from_str_radix(field.rsplit_once(':').expect("port").1, 16).expect("port");
+    let mut sum = (0, 0);
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // 0A: listening; there the queue counts connections.
+        let ours = (local == 0 || port(fields[1]) == local) && (remote == 0 || port(fields[2]) == remote);
+        if ours && fields[3] != "0A" {
+            let (sent, received) = fields[4].split_once(':').expect("queues");
+            sum.0 += u64::from_str_radix(received, 16).expect("bytes");
+            sum.1 += u64::from_str_radix(sent, 16).expect("bytes");
+        }
+    }
+    sum
+}
+
 /// A runtime for tests that speak HTTP.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
