@@ -17,7 +17,7 @@ use crate::upstream::Upload;
 /// How often the bytes of a running stream are added to the shared counters.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
-/// The account. Dropped without [`Tally::settle`]: the client went away.
+/// The account. Dropped without [`Tally::settle`]: the client went away, or the drain's deadline came.
 pub(crate) struct Tally {
     handles: Arc<Handles>,
     upstream: Option<UpstreamId>,
@@ -133,8 +133,13 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         self.flush();
-        let outcome =
-            self.outcome.unwrap_or(if std::thread::panicking() { Outcome::Internal } else { Outcome::ClientAbort });
+        let outcome = self.outcome.unwrap_or(if std::thread::panicking() {
+            Outcome::Internal
+        } else if self.handles.process().cutting() {
+            Outcome::Unavailable
+        } else {
+            Outcome::ClientAbort
+        });
         let traffic = self.handles.traffic(self.upstream);
         traffic.finished(self.operation, self.mode, self.streaming, outcome, self.started.elapsed());
         if self.head_came {

@@ -362,6 +362,13 @@ impl Upstream {
         (place, &self.endpoints[place])
     }
 
+    /// Closes idle lines and keeps none from now on.
+    pub(crate) fn retire(&self) {
+        for endpoint in &self.endpoints {
+            endpoint.retire();
+        }
+    }
+
     /// Once a second: closes idle lines and tells the dashboards how the endpoints are.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
