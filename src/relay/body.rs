@@ -21,8 +21,12 @@ use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
 use crate::upstream::Lease;
 use crate::upstream::Upload;
+
+/// One chunk in this many is timed.
+const CHUNKS_PER_SAMPLE: u32 = 64;
 
 /// When a stream handed out its last chunk and has not been asked for another since. Seen by
 /// whoever guards the client's side of the stream.
@@ -76,6 +80,8 @@ pub(crate) struct Relayed {
     alarm: Pin<Box<Sleep>>,
     /// What the outcome is if the end is reached.
     outcome: Outcome,
+    /// Chunks so far, for sampling what one costs.
+    chunks: u32,
     ended: bool,
 }
 
@@ -98,6 +104,7 @@ impl Relayed {
             silence_max,
             alarm: Box::pin(tokio::time::sleep(silence_max)),
             outcome,
+            chunks: 0,
             ended: false,
         };
         if this.body.is_end_stream() {
@@ -225,7 +232,17 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         match self.get_mut() {
-            Self::Relayed(relayed) => relayed.poll_frame(cx),
+            Self::Relayed(relayed) => {
+                let began = relayed.chunks.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
+                let polled = relayed.poll_frame(cx);
+                if let Poll::Ready(Some(Ok(_))) = &polled {
+                    relayed.chunks = relayed.chunks.wrapping_add(1);
+                    if let Some(began) = began {
+                        relayed.tally.handles().overhead(Phase::Chunk).observe(began.elapsed());
+                    }
+                }
+                polled
+            }
             Self::Fixed(text, _) => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::own(text))))),
         }
     }

@@ -29,6 +29,7 @@ use crate::provider::Operation;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
 use crate::upstream::Answer;
 use crate::upstream::RequestHead;
@@ -105,11 +106,15 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         headers: head::request_headers(parts.headers, way.upstream_config().privacy, empty),
     };
     let sent = Instant::now();
+    way.tally.handles().overhead(Phase::Request).observe(way.tally.age(sent));
     match await_head(&way, &head, &upload).await {
         Ok(answer) => {
-            let metrics = way.tally.handles().upstream(way.upstream.id);
-            metrics.response_head_seconds.observe(sent.elapsed());
-            Ok(pass_on(answer, upload, way))
+            let came = Instant::now();
+            let handles = way.tally.handles().clone();
+            handles.upstream(way.upstream.id).response_head_seconds.observe(came.saturating_duration_since(sent));
+            let response = pass_on(answer, upload, way);
+            handles.overhead(Phase::ResponseHead).observe(came.elapsed());
+            Ok(response)
         }
         Err(refusal) => {
             drain_rest(upload.take_rest());

@@ -102,6 +102,11 @@ impl Tally {
         }
     }
 
+    /// How long ago its request's head was read.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
     /// When the last byte came.
     pub(super) fn last_byte(&self) -> Instant {
         self.last_byte
