@@ -128,6 +128,13 @@ fn post_drain_lets_streams_finish() {
     });
 }
 
+fn probe(edge: &Edge, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nullhop"));
+    command.args(["probe", "--admin", &edge.admin.to_string()]).args(arguments);
+    let output = command.output().expect("runs");
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 fn drains(end: fn(&Edge)) {
     let provider = provider();
     let extra = "[drain]\ngrace = \"1s\"\ndeadline = \"30s\"\n".to_owned();
@@ -135,6 +142,7 @@ fn drains(end: fn(&Edge)) {
     assert_eq!(edge.admin("GET", "/readyz"), (200, "ready\n".to_owned()));
     assert_eq!(edge.admin("GET", "/healthz").0, 200);
     assert_eq!(edge.admin("GET", "/drain"), (200, "open\n".to_owned()));
+    assert_eq!(probe(&edge, &[]), (Some(0), "ready\n".to_owned()));
     assert_eq!(edge.admin("GET", "/secret").0, 404);
     assert_eq!(edge.admin("PUT", "/drain").0, 405);
     support::runtime().block_on(async {
@@ -161,6 +169,8 @@ fn drains(end: fn(&Edge)) {
         end(&edge);
         assert!(wait_for(Duration::from_millis(500), || edge.admin("GET", "/readyz").0 == 503));
         assert_eq!(edge.admin("GET", "/healthz").0, 200, "alive");
+        assert_eq!(probe(&edge, &[]), (Some(1), "draining\n".to_owned()));
+        assert_eq!(probe(&edge, &["--alive"]), (Some(0), "alive\n".to_owned()));
         assert_eq!(edge.admin("GET", "/drain"), (200, "unready\n".to_owned()));
         assert_eq!(edge.metric("nullhop_ready", &[]), 0.0);
         assert_eq!(edge.metric("nullhop_draining", &[]), 1.0);
