@@ -47,7 +47,14 @@ pub(crate) async fn serve(listener: TcpListener, drain: DrainWatcher, drain_want
         connections.spawn_local(async move {
             let service = service_fn(|request: Request<Incoming>| {
                 let answer = answer(&request, drain.phase(), &drain_wanted);
-                async move { Ok::<_, Infallible>(answer) }
+                let mut drain = drain.clone();
+                async move {
+                    // Whoever reads "draining" may rely on it.
+                    if answer.status() == StatusCode::ACCEPTED {
+                        drain.reached(Phase::Unready).await;
+                    }
+                    Ok::<_, Infallible>(answer)
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer)

@@ -18,6 +18,7 @@ use std::time::UNIX_EPOCH;
 
 use tokio::net::TcpListener;
 use tokio::runtime::LocalRuntime;
+use tokio::signal::unix::Signal;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::Notify;
@@ -31,6 +32,7 @@ use crate::config::Config;
 use crate::drain;
 use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
+use crate::drain::Phase;
 use crate::hygiene::process::Hardened;
 use crate::listener;
 use crate::listener::Places;
@@ -91,6 +93,8 @@ pub(crate) enum StartFault {
     Networks {
         listener: String,
     },
+    /// The supervisor passed a socket that no listener wants. Left alone, its clients would wait for ever.
+    PassedSocket(SocketAddr),
     Runtime(io::ErrorKind),
     Tls(TlsFault),
     /// An upstream's host cannot be a TLS server name.
@@ -121,6 +125,9 @@ impl fmt::Display for StartFault {
             Self::Networks { listener } => {
                 write!(f, "listener {listener}: proxy_protocol_from holds something that is no network")
             }
+            Self::PassedSocket(address) => {
+                write!(f, "a socket at {address} was passed by the supervisor, but no listener has this address")
+            }
             Self::Runtime(error) => write!(f, "cannot start a runtime thread: {error}"),
             Self::Tls(fault) => write!(f, "{fault}"),
             Self::UpstreamHost { upstream } => {
@@ -148,7 +155,7 @@ struct Prepared {
 
 struct PlanParts {
     id: ListenerId,
-    address: SocketAddr,
+    key: DoorKey,
     tls: Option<Arc<ServerTls>>,
     networks: Vec<String>,
 }
@@ -159,11 +166,22 @@ struct ClientConfigs {
     h2: Arc<ClientTls>,
 }
 
+/// A listening address of the configuration and its number among equal ones: several may ask for any free port.
+type DoorKey = (SocketAddr, usize);
+
+fn door_keys(config: &Config) -> Vec<DoorKey> {
+    let addresses: Vec<SocketAddr> = config.listeners.iter().map(|listener| listener.address).collect();
+    let number = |place: usize| addresses[..place].iter().filter(|address| **address == addresses[place]).count();
+    addresses.iter().enumerate().map(|(place, address)| (*address, number(place))).collect()
+}
+
+/// A worker's sockets of addresses that it does not listen on yet.
+type DoorSockets = Vec<(DoorKey, std::net::TcpListener)>;
+
 /// What a worker gets at the start and with each reload.
 struct Update {
     prepared: Arc<Prepared>,
-    /// Sockets of addresses that the worker does not listen on yet.
-    sockets: Vec<(SocketAddr, std::net::TcpListener)>,
+    sockets: DoorSockets,
 }
 
 struct WorkerHandle {
@@ -177,9 +195,24 @@ pub(crate) struct Bound {
     pub(crate) metrics: Option<SocketAddr>,
     runtime: LocalRuntime,
     control: Control,
-    admin_socket: Option<TcpListener>,
-    metrics_socket: Option<TcpListener>,
+    signals: Signals,
     reload: Reload,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
 }
 
 struct Control {
@@ -191,7 +224,55 @@ struct Control {
     watcher: DrainWatcher,
     session_keys: SessionKeys,
     /// Addresses that workers listen on, as configured.
-    addresses: Vec<SocketAddr>,
+    doors: Vec<DoorKey>,
+    metrics: Option<Side>,
+    admin: Option<Side>,
+    drain_wanted: Rc<Notify>,
+}
+
+/// The metrics or the admin listener.
+struct Side {
+    /// As configured.
+    address: SocketAddr,
+    /// Kept so that a reload can serve the same socket with another token.
+    socket: std::net::TcpListener,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Side {
+    fn bind(kind: ListenerKind, address: SocketAddr) -> Result<Self, StartFault> {
+        let fault = |error: io::Error| StartFault::Bind { kind, address, error: error.kind() };
+        Self::over(kind, address, std::net::TcpListener::bind(address).map_err(fault)?)
+    }
+
+    fn over(kind: ListenerKind, address: SocketAddr, socket: std::net::TcpListener) -> Result<Self, StartFault> {
+        let fault = |error: io::Error| StartFault::Bind { kind, address, error: error.kind() };
+        socket.set_nonblocking(true).map_err(fault)?;
+        log::emit(Event::Listening { kind, address: socket.local_addr().unwrap_or(address) });
+        Ok(Self { address, socket, task: None })
+    }
+
+    fn actual(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()
+    }
+
+    /// Serves it from now on, instead of what served it before.
+    fn serve<F: Future<Output = ()> + 'static>(&mut self, serve: impl FnOnce(TcpListener) -> F) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        if let Ok(socket) = self.socket.try_clone().and_then(TcpListener::from_std) {
+            self.task = Some(tokio::task::spawn_local(serve(socket)));
+        }
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
 }
 
 /// Binds every socket and starts the workers.
@@ -208,15 +289,25 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
 
     let workers_wanted = config.runtime.workers;
     let mut passed = systemd::passed_sockets();
-    let mut sockets: Vec<Vec<(SocketAddr, std::net::TcpListener)>> = (0..workers_wanted).map(|_| Vec::new()).collect();
+    let mut side = |kind, address: Option<SocketAddr>| -> Result<Option<Side>, StartFault> {
+        let Some(address) = address else { return Ok(None) };
+        match passed.iter().position(|(actual, _)| *actual == address) {
+            Some(place) => Side::over(kind, address, passed.swap_remove(place).1).map(Some),
+            None => Side::bind(kind, address).map(Some),
+        }
+    };
+    let metrics = side(ListenerKind::Metrics, config.metrics.as_ref().map(|metrics| metrics.address))?;
+    let admin = side(ListenerKind::Admin, config.admin.as_ref().map(|admin| admin.address))?;
+    warn_of_open_metrics(&config);
+    let mut sockets: Vec<DoorSockets> = (0..workers_wanted).map(|_| Vec::new()).collect();
     let mut listeners = Vec::new();
-    for listener in &config.listeners {
+    for (listener, key) in config.listeners.iter().zip(door_keys(&config)) {
         let activated = passed
             .iter()
             .position(|(address, _)| *address == listener.address)
             .or_else(|| (!passed.is_empty() && config.listeners.len() == 1).then_some(0))
             .map(|place| passed.swap_remove(place));
-        let actual = open_sockets(listener.address, activated, &mut sockets).map_err(|error| StartFault::Bind {
+        let actual = open_sockets(key, activated, &mut sockets).map_err(|error| StartFault::Bind {
             kind: ListenerKind::Traffic,
             address: listener.address,
             error: error.kind(),
@@ -224,29 +315,19 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
         listeners.push(actual);
         log::emit(Event::Listening { kind: ListenerKind::Traffic, address: actual });
     }
+    if let Some((address, _)) = passed.first() {
+        return Err(StartFault::PassedSocket(*address));
+    }
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())
         .map_err(|error| StartFault::Runtime(error.kind()))?;
-    let side = |kind, address: Option<SocketAddr>| -> Result<Option<TcpListener>, StartFault> {
-        let Some(address) = address else { return Ok(None) };
+    // Before anybody is told that it runs: a signal that comes earlier would end the process.
+    let signals = {
         let _guard = runtime.enter();
-        let fault = |error: io::Error| StartFault::Bind { kind, address, error: error.kind() };
-        let socket = std::net::TcpListener::bind(address).map_err(fault)?;
-        socket.set_nonblocking(true).map_err(fault)?;
-        let socket = TcpListener::from_std(socket).map_err(fault)?;
-        log::emit(Event::Listening { kind, address: socket.local_addr().unwrap_or(address) });
-        Ok(Some(socket))
+        Signals::new().map_err(|error| StartFault::Runtime(error.kind()))?
     };
-    let metrics_socket = side(ListenerKind::Metrics, config.metrics.as_ref().map(|metrics| metrics.address))?;
-    let admin_socket = side(ListenerKind::Admin, config.admin.as_ref().map(|admin| admin.address))?;
-    if let Some(metrics) = &config.metrics
-        && !metrics.address.ip().to_canonical().is_loopback()
-        && metrics.token.is_none()
-    {
-        log::emit(Event::RetentionWarning { warning: RetentionWarning::MetricsListenerNotLoopback });
-    }
 
     let mut workers = Vec::new();
     for sockets in sockets {
@@ -276,10 +357,13 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
     log::emit(Event::Started { workers: workers_wanted });
     Ok(Bound {
         listeners,
-        metrics: metrics_socket.as_ref().and_then(|socket| socket.local_addr().ok()),
+        metrics: metrics.as_ref().and_then(Side::actual),
         runtime,
         control: Control {
-            addresses: config.listeners.iter().map(|listener| listener.address).collect(),
+            doors: door_keys(&config),
+            metrics,
+            admin,
+            drain_wanted: Rc::new(Notify::new()),
             prepared,
             workers,
             registry,
@@ -288,8 +372,7 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
             watcher,
             session_keys,
         },
-        admin_socket,
-        metrics_socket,
+        signals,
         reload,
     })
 }
@@ -302,9 +385,9 @@ impl Bound {
 
     /// The same, with one more reason to stop.
     pub(crate) fn run_until(self, stop: impl Future<Output = ()>) {
-        let Self { runtime, control, admin_socket, metrics_socket, reload, .. } = self;
+        let Self { runtime, control, signals, reload, .. } = self;
         let started = Instant::now();
-        runtime.block_on(control.run(admin_socket, metrics_socket, reload, stop));
+        runtime.block_on(control.run(signals, reload, stop));
         log::emit(Event::Stopped { uptime: started.elapsed() });
     }
 
@@ -315,36 +398,18 @@ impl Bound {
 }
 
 impl Control {
-    async fn run(
-        mut self,
-        admin_socket: Option<TcpListener>,
-        metrics_socket: Option<TcpListener>,
-        reload: Reload,
-        stop: impl Future<Output = ()>,
-    ) {
-        let drain_wanted = Rc::new(Notify::new());
-        if let Some(socket) = admin_socket {
-            tokio::task::spawn_local(admin::serve(socket, self.watcher.clone(), drain_wanted.clone()));
-        }
-        if let Some(socket) = metrics_socket {
-            let token = self.prepared.config.metrics.as_ref().and_then(|metrics| metrics.token.as_ref());
-            let token = token.and_then(|token| BearerToken::new(token.expose()));
-            tokio::task::spawn_local(exporter::serve(socket, self.registry.clone(), token));
-        }
+    async fn run(mut self, mut signals: Signals, reload: Reload, stop: impl Future<Output = ()>) {
+        self.serve_admin();
+        self.serve_metrics();
         let process = self.prepared.handles.process().clone();
         process.set_ready(true);
         systemd::notify(systemd::State::Ready);
 
         let mut certificates = CertificateWatch::start(&self.prepared);
-        let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return;
-        };
         let mut stop = std::pin::pin!(stop);
         loop {
             tokio::select! {
-                _ = hangup.recv() => {
+                _ = signals.hangup.recv() => {
                     systemd::notify(systemd::State::Reloading);
                     match reload() {
                         Ok(config) => match self.take(config).await {
@@ -365,9 +430,9 @@ impl Control {
                     }
                     systemd::notify(systemd::State::Ready);
                 }
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                () = drain_wanted.notified() => break,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                () = self.drain_wanted.notified() => break,
                 () = &mut stop => break,
             }
         }
@@ -385,67 +450,128 @@ impl Control {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        // With nobody connected there is nobody to wait for.
-        let grace = if self.places.open() == 0 { drain.grace.min(Duration::from_millis(500)) } else { drain.grace };
-        let emptied = self.trigger.run(grace, drain.deadline, empty).await;
-        let streams_cut = if emptied { 0 } else { self.streams() };
+        // With nobody connected and no way in from outside, nobody has to notice.
+        let local = self.prepared.config.listeners.iter().all(|l| l.address.ip().to_canonical().is_loopback());
+        let hurry = local && self.places.open() == 0;
+        let grace = if hurry { drain.grace.min(Duration::from_millis(500)) } else { drain.grace };
+        self.trigger.advance(Phase::Unready);
+        tokio::time::sleep(grace).await;
+        self.trigger.advance(Phase::Closing);
+        let emptied = tokio::time::timeout(drain.deadline.saturating_sub(grace), empty).await.is_ok();
+        let mut streams_cut = 0;
         if !emptied {
+            // Counted before they notice.
+            streams_cut = self.streams();
+            process.set_cutting();
+            self.trigger.advance(Phase::Cut);
             tokio::time::sleep(LAST_WORDS).await;
         }
         drop(certificates);
         log::emit(Event::DrainFinished { streams_cut, took: began.elapsed() });
     }
 
-    /// Open streams by the gauges.
+    /// Open streams by the gauges, those to upstreams that a reload has removed among them.
     fn streams(&self) -> usize {
-        let handles = &self.prepared.handles;
-        let upstreams = 0..self.prepared.config.upstreams.len();
-        let of = |id: Option<UpstreamId>| usize::try_from(handles.traffic(id).in_flight.get()).unwrap_or(0);
-        upstreams.map(|place| of(Some(upstream_id(place)))).sum::<usize>() + of(None)
+        usize::try_from(self.registry.requests_in_flight()).unwrap_or(0)
+    }
+
+    fn serve_admin(&mut self) {
+        let (watcher, drain_wanted) = (self.watcher.clone(), self.drain_wanted.clone());
+        if let Some(side) = &mut self.admin {
+            side.serve(|socket| admin::serve(socket, watcher, drain_wanted));
+        }
+    }
+
+    fn serve_metrics(&mut self) {
+        let token = self.prepared.config.metrics.as_ref().and_then(|metrics| metrics.token.as_ref());
+        let token = token.and_then(|token| BearerToken::new(token.expose()));
+        let registry = self.registry.clone();
+        if let Some(side) = &mut self.metrics {
+            side.serve(|socket| exporter::serve(socket, registry, token));
+        }
     }
 
     /// Puts a new configuration in force. On a fault the old one stays.
     async fn take(&mut self, config: Arc<Config>) -> Result<(), StartFault> {
-        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys)?);
-        let mut sockets: Vec<Vec<_>> = self.workers.iter().map(|_| Vec::new()).collect();
-        for listener in &config.listeners {
-            if !self.addresses.contains(&listener.address) {
-                let address = open_sockets(listener.address, None, &mut sockets).map_err(|error| StartFault::Bind {
-                    kind: ListenerKind::Traffic,
-                    address: listener.address,
-                    error: error.kind(),
-                })?;
-                log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
-            }
+        // Whatever may fail comes first; binding the metrics, in `Prepared`, is the last of it.
+        let mut sockets: Vec<DoorSockets> = self.workers.iter().map(|_| Vec::new()).collect();
+        let mut opened = Vec::new();
+        let doors = door_keys(&config);
+        for key in doors.iter().filter(|key| !self.doors.contains(key)) {
+            let actual = open_sockets(*key, None, &mut sockets).map_err(|error| StartFault::Bind {
+                kind: ListenerKind::Traffic,
+                address: key.0,
+                error: error.kind(),
+            })?;
+            opened.push(actual);
         }
-        self.addresses = config.listeners.iter().map(|listener| listener.address).collect();
+        let moved = |kind, side: &Option<Side>, wanted: Option<SocketAddr>| match wanted {
+            Some(address) if side.as_ref().map(|side| side.address) != Some(address) => {
+                Side::bind(kind, address).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let metrics = moved(ListenerKind::Metrics, &self.metrics, config.metrics.as_ref().map(|m| m.address))?;
+        let admin = moved(ListenerKind::Admin, &self.admin, config.admin.as_ref().map(|a| a.address))?;
+        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys)?);
+
+        for address in opened {
+            log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
+        }
+        self.doors = doors;
         for (worker, sockets) in self.workers.iter().zip(sockets) {
             let _ = worker.updates.send(Update { prepared: prepared.clone(), sockets }).await;
         }
-        self.prepared = prepared;
+        let old = std::mem::replace(&mut self.prepared, prepared);
+        crate::init_log(&config);
+        if config.admin.is_none() || admin.is_some() {
+            self.admin = admin;
+            self.serve_admin();
+        }
+        let token = |config: &Config| {
+            let token = config.metrics.as_ref().and_then(|metrics| metrics.token.as_ref());
+            token.map(|token| Zeroizing::new(token.expose().to_vec()))
+        };
+        if config.metrics.is_none() || metrics.is_some() {
+            self.metrics = metrics;
+            self.serve_metrics();
+        } else if token(&old.config) != token(&config) {
+            self.serve_metrics();
+        }
+        warn_of_open_metrics(&config);
         Ok(())
     }
 }
 
-/// One socket a worker for `address`. A socket from systemd is shared by all; the workers then wake
+fn warn_of_open_metrics(config: &Config) {
+    if let Some(metrics) = &config.metrics
+        && !metrics.address.ip().to_canonical().is_loopback()
+        && metrics.token.is_none()
+    {
+        log::emit(Event::RetentionWarning { warning: RetentionWarning::MetricsListenerNotLoopback });
+    }
+}
+
+/// One socket a worker for an address. A socket from systemd is shared by all; the workers then wake
 /// together, which costs a little and balances less well than sockets of their own.
 fn open_sockets(
-    address: SocketAddr,
+    key: DoorKey,
     activated: Option<(SocketAddr, std::net::TcpListener)>,
-    sockets: &mut [Vec<(SocketAddr, std::net::TcpListener)>],
+    sockets: &mut [DoorSockets],
 ) -> io::Result<SocketAddr> {
     if let Some((actual, socket)) = activated {
         for worker in sockets {
-            worker.push((address, socket.try_clone()?));
+            worker.push((key, socket.try_clone()?));
         }
         return Ok(actual);
     }
-    let mut actual = address;
+    let mut actual = key.0;
+    listener::probe(actual)?;
     for worker in sockets {
         // The first one settles the port if it is 0.
         let socket = listener::bind(actual)?;
         actual = socket.local_addr()?;
-        worker.push((address, socket));
+        worker.push((key, socket));
     }
     Ok(actual)
 }
@@ -462,12 +588,12 @@ impl Prepared {
         let certificate_names = server_tls.as_ref().map(|tls| tls.names()).unwrap_or_default();
         let routes = Arc::new(Routes::new(&config, certificate_names));
         let mut plans = Vec::new();
-        for (place, listener) in config.listeners.iter().enumerate() {
+        for (place, (listener, key)) in config.listeners.iter().zip(door_keys(&config)).enumerate() {
             TrustedNetworks::parse(&listener.proxy_protocol_from)
                 .map_err(|_| StartFault::Networks { listener: listener.name.clone() })?;
             plans.push(Arc::new(PlanParts {
                 id: ListenerId(u16::try_from(place).unwrap_or(u16::MAX)),
-                address: listener.address,
+                key,
                 tls: server_tls.clone().filter(|_| listener.tls),
                 networks: listener.proxy_protocol_from.clone(),
             }));
@@ -636,28 +762,29 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
     runtime.block_on(async move {
         let server = Server::new(first.prepared.snapshot(), drain.clone());
         tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone()));
-        let mut doors: HashMap<SocketAddr, Door> = HashMap::new();
-        let open = |update: Update, doors: &mut HashMap<SocketAddr, Door>| {
+        let mut doors: HashMap<DoorKey, Door> = HashMap::new();
+        let open = |update: Update, doors: &mut HashMap<DoorKey, Door>| {
             let mut sockets: HashMap<_, _> = update.sockets.into_iter().collect();
             let mut kept = HashMap::new();
             for parts in &update.prepared.plans {
                 let Ok(proxies) = TrustedNetworks::parse(&parts.networks) else { continue };
                 let plan = Rc::new(Plan {
                     id: parts.id,
+                    handles: update.prepared.handles.clone(),
                     tls: parts.tls.clone(),
                     proxies,
                     limits: update.prepared.config.limits.clone(),
                 });
-                if let Some(door) = doors.remove(&parts.address) {
+                if let Some(door) = doors.remove(&parts.key) {
                     *door.plan.borrow_mut() = plan;
-                    kept.insert(parts.address, door);
-                } else if let Some(socket) = sockets.remove(&parts.address)
+                    kept.insert(parts.key, door);
+                } else if let Some(socket) = sockets.remove(&parts.key)
                     && let Ok(socket) = TcpListener::from_std(socket)
                 {
                     let plan = Rc::new(RefCell::new(plan));
                     let accepting =
                         listener::accept(socket, plan.clone(), server.clone(), places.clone(), drain.clone());
-                    kept.insert(parts.address, Door { plan, task: tokio::task::spawn_local(accepting) });
+                    kept.insert(parts.key, Door { plan, task: tokio::task::spawn_local(accepting) });
                 }
             }
             // Doors that are no longer configured close with their drop.
@@ -669,8 +796,9 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
             tokio::select! {
                 update = inbox.recv() => match update {
                     Some(update) => {
-                        *server.snapshot.borrow_mut() = update.prepared.snapshot();
+                        let old = server.snapshot.replace(update.prepared.snapshot());
                         open(update, &mut doors);
+                        old.retire();
                     }
                     // The control side is gone: so is the process, in a moment.
                     None => return,

@@ -4,11 +4,12 @@
 //! the command line stands below the program that it starts.
 
 use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -91,6 +92,15 @@ Examples:
   nullhop demo --port 9443
   nullhop demo --once")]
     Demo(DemoArgs),
+    /// Ask a running nullhop on this machine whether it is ready; for containers without a shell
+    #[command(after_help = "\
+Examples:
+  nullhop probe
+  nullhop probe --alive
+  nullhop probe --admin 127.0.0.1:9465
+
+Exit code 0 if it is, 1 if it is not or nobody answers.")]
+    Probe(ProbeArgs),
 }
 
 /// `nullhop run`
@@ -163,6 +173,17 @@ pub struct DemoArgs {
     pub once: bool,
 }
 
+/// `nullhop probe`
+#[derive(Args)]
+pub struct ProbeArgs {
+    /// Address of its admin listener
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9465")]
+    pub admin: SocketAddr,
+    /// Whether it is alive, also while it drains
+    #[arg(long)]
+    pub alive: bool,
+}
+
 impl RunArgs {
     /// The configuration that these arguments name. Also what a reload calls.
     pub fn load(&self) -> Result<Loaded, RunRefused> {
@@ -225,6 +246,7 @@ pub fn dispatch(cli: Cli, run: impl FnOnce(RunArgs) -> ExitCode, demo: impl FnOn
         Command::Check(args) => check(&args, &mut out, &mut err),
         Command::Init(args) => init(&args, &mut out, &mut err),
         Command::Config(args) => config(&args, &mut out, &mut err),
+        Command::Probe(args) => probe(&args, &mut out, &mut err),
     };
     let code = match done.and_then(|code| out.flush().map(|()| code)) {
         Ok(code) => code,
@@ -347,6 +369,34 @@ fn init(args: &InitArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result
     }
 }
 
+/// Longer than a healthy process takes to answer on loopback, shorter than a probe's own timeout.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn probe(args: &ProbeArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
+    let path = if args.alive { "/healthz" } else { "/readyz" };
+    let ask = || -> io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&args.admin, PROBE_TIMEOUT)?;
+        stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+        stream.set_write_timeout(Some(PROBE_TIMEOUT))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    match ask() {
+        Ok(answer) => {
+            let word = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim_end());
+            let well = answer.starts_with("HTTP/1.1 200 ");
+            writeln!(out, "{}", if well || word == "draining" { word } else { "not nullhop" })?;
+            Ok(if well { 0 } else { FAILED })
+        }
+        Err(error) => {
+            writeln!(err, "error: no answer at {}: {}", args.admin, error.kind())?;
+            Ok(FAILED)
+        }
+    }
+}
+
 fn config(args: &ConfigArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
     match &args.topic {
         ConfigTopic::Schema => writeln!(out, "{:#}", describe::schema())?,
@@ -379,6 +429,7 @@ mod tests {
             Command::Check(args) => check(&args, &mut out, &mut err),
             Command::Init(args) => init(&args, &mut out, &mut err),
             Command::Config(args) => config(&args, &mut out, &mut err),
+            Command::Probe(args) => probe(&args, &mut out, &mut err),
             Command::Run(_) | Command::Demo(_) => panic!("not ours"),
         };
         let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -1,7 +1,5 @@
 //! The end of the process in three steps: not ready, no new connections, open streams cut.
 
-use std::time::Duration;
-
 use tokio::sync::watch;
 
 /// How far the end has come. Only ever moves forward.
@@ -40,21 +38,6 @@ impl DrainTrigger {
             }
             forward
         });
-    }
-
-    /// Runs the whole end: `grace`, then closing, then at most `deadline` until everything is cut.
-    /// Ends early once `finished` does.
-    pub(crate) async fn run(&self, grace: Duration, deadline: Duration, finished: impl Future<Output = ()>) -> bool {
-        self.advance(Phase::Unready);
-        tokio::time::sleep(grace).await;
-        self.advance(Phase::Closing);
-        tokio::select! {
-            () = finished => true,
-            () = tokio::time::sleep(deadline) => {
-                self.advance(Phase::Cut);
-                false
-            }
-        }
     }
 }
 

@@ -40,6 +40,7 @@ use crate::telemetry::labels::Protocol;
 use crate::telemetry::labels::RefusedReason;
 use crate::telemetry::log;
 use crate::telemetry::metrics::GaugeGuard;
+use crate::telemetry::metrics::Handles;
 use crate::tls;
 use crate::tls::handshake::HandshakeFault;
 use crate::tls::server::ServerTls;
@@ -56,6 +57,8 @@ const ACCEPT_ROUND: usize = 32;
 /// What one listener does with its connections. Replaced as a whole by a reload.
 pub(crate) struct Plan {
     pub(crate) id: ListenerId,
+    /// Of the configuration that `id` belongs to.
+    pub(crate) handles: Arc<Handles>,
     /// `None`: HTTP without TLS.
     pub(crate) tls: Option<Arc<ServerTls>>,
     /// Not empty: connections come from these networks, each with a PROXY header.
@@ -141,6 +144,23 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Fails if somebody listens at `address` already. [`bind`] would not notice another nullhop, and the two would share
+/// the connections between them.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn probe(address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())
+}
+
 /// Accepts until the drain closes the door or the task is ended.
 pub(crate) async fn accept(
     socket: TcpListener,
@@ -198,7 +218,7 @@ async fn welcome(
     places: Arc<Places>,
     handshakes: Rc<Cell<usize>>,
 ) {
-    let handles = server.snapshot().handles.clone();
+    let handles = plan.handles.clone();
     let metrics = handles.listener(plan.id);
     metrics.connections.inc();
     let limits = &plan.limits;
@@ -263,7 +283,8 @@ async fn welcome(
         }
     };
     let hold: Rc<dyn Any> = Rc::new((place, GaugeGuard::new(metrics.open(protocol))));
-    server.serve(Accepted { transport, watch, protocol, listener: plan.id, hold }).await;
+    let slow_head = metrics.refused(RefusedReason::SlowHead).clone();
+    server.serve(Accepted { transport, watch, protocol, slow_head, hold }).await;
 }
 
 /// Socket options of a client connection.

@@ -25,7 +25,7 @@ use crate::telemetry::labels::Phase;
 use crate::upstream::Lease;
 use crate::upstream::Upload;
 
-/// One chunk in so many is timed, from its hand-over to the client's side until that asks for the next.
+/// One chunk in this many is timed.
 const CHUNKS_PER_SAMPLE: u32 = 64;
 
 /// When a stream handed out its last chunk and has not been asked for another since. Seen by
@@ -85,8 +85,9 @@ pub(crate) struct Relayed {
     alarm: Pin<Box<Sleep>>,
     /// What the outcome is if the end is reached.
     outcome: Outcome,
-    ended: bool,
+    /// Chunks so far, for sampling what one costs.
     chunks: u32,
+    ended: bool,
 }
 
 impl Relayed {
@@ -108,8 +109,8 @@ impl Relayed {
             silence_max,
             alarm: Box::pin(tokio::time::sleep(silence_max)),
             outcome,
-            ended: false,
             chunks: 0,
+            ended: false,
         };
         if this.body.is_end_stream() {
             this.end();
@@ -118,12 +119,7 @@ impl Relayed {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
-        let handed_at = self.stall.0.take();
-        if self.chunks % CHUNKS_PER_SAMPLE == 1
-            && let Some(handed_at) = handed_at
-        {
-            self.tally.overhead(Phase::Chunk, handed_at.elapsed());
-        }
+        self.stall.0.set(None);
         if self.ended {
             return Poll::Ready(None);
         }
@@ -144,7 +140,6 @@ impl Relayed {
                 let now = Instant::now();
                 self.tally.passed(frame.data_ref().map_or(0, |data| data.as_slice().len()), now);
                 self.stall.0.set(Some(now));
-                self.chunks = self.chunks.wrapping_add(1);
                 if frame.is_trailers() || self.body.is_end_stream() {
                     self.end();
                 }
@@ -242,7 +237,17 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         match self.get_mut() {
-            Self::Relayed(relayed) => relayed.poll_frame(cx),
+            Self::Relayed(relayed) => {
+                let began = relayed.chunks.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
+                let polled = relayed.poll_frame(cx);
+                if let Poll::Ready(Some(Ok(_))) = &polled {
+                    relayed.chunks = relayed.chunks.wrapping_add(1);
+                    if let Some(began) = began {
+                        relayed.tally.handles().overhead(Phase::Chunk).observe(began.elapsed());
+                    }
+                }
+                polled
+            }
             Self::Fixed(text, _) => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::own(text))))),
         }
     }

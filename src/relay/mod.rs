@@ -108,13 +108,16 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         path: std::mem::take(&mut way.path),
         headers: head::request_headers(parts.headers, way.upstream_config().privacy, empty),
     };
-    way.tally.overhead(Phase::Request, way.tally.age());
     let sent = Instant::now();
+    way.tally.handles().overhead(Phase::Request).observe(way.tally.age(sent));
     match await_head(&way, &head, &upload).await {
         Ok(answer) => {
-            let metrics = way.tally.handles().upstream(way.upstream.id);
-            metrics.response_head_seconds.observe(sent.elapsed());
-            Ok(pass_on(answer, upload, way))
+            let came = Instant::now();
+            let handles = way.tally.handles().clone();
+            handles.upstream(way.upstream.id).response_head_seconds.observe(came.saturating_duration_since(sent));
+            let response = pass_on(answer, upload, way);
+            handles.overhead(Phase::ResponseHead).observe(came.elapsed());
+            Ok(response)
         }
         Err(refusal) => {
             drain_rest(upload.take_rest());
@@ -185,7 +188,6 @@ fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
 }
 
 fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerBody> {
-    let began = Instant::now();
     let Answer { response, lease } = answer;
     let (mut parts, body) = response.into_parts();
     parts.headers = head::response_headers(parts.headers);
@@ -197,7 +199,6 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     });
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
     let outcome = outcome_of(parts.status);
-    way.tally.overhead(Phase::ResponseHead, began.elapsed());
     let silence_max = way.upstream_config().silence_timeout;
     let relayed = Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
     Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))

@@ -8,7 +8,6 @@ use std::time::Instant;
 use crate::provider::Operation;
 use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
-use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::metrics::GaugeGuard;
@@ -18,7 +17,7 @@ use crate::upstream::Upload;
 /// How often the bytes of a running stream are added to the shared counters.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
-/// The account. Dropped without [`Tally::settle`]: the client went away.
+/// The account. Dropped without [`Tally::settle`]: the client went away, or the drain's deadline came.
 pub(crate) struct Tally {
     handles: Arc<Handles>,
     upstream: Option<UpstreamId>,
@@ -89,16 +88,6 @@ impl Tally {
         self.handles.traffic(self.upstream).response(status, source);
     }
 
-    /// nullhop's own part in something took `took`.
-    pub(super) fn overhead(&self, phase: Phase, took: Duration) {
-        self.handles.overhead(phase).observe(took);
-    }
-
-    /// Time since the request's head was there.
-    pub(super) fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     /// A chunk of the answer passes. Here the meter will look on.
     pub(super) fn passed(&mut self, bytes: usize, now: Instant) {
         self.response_bytes += bytes as u64;
@@ -111,6 +100,11 @@ impl Tally {
             self.flushed = now;
             self.flush();
         }
+    }
+
+    /// How long ago its request's head was read.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
     }
 
     /// When the last byte came.
@@ -144,8 +138,13 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         self.flush();
-        let outcome =
-            self.outcome.unwrap_or(if std::thread::panicking() { Outcome::Internal } else { Outcome::ClientAbort });
+        let outcome = self.outcome.unwrap_or(if std::thread::panicking() {
+            Outcome::Internal
+        } else if self.handles.process().cutting() {
+            Outcome::Unavailable
+        } else {
+            Outcome::ClientAbort
+        });
         let traffic = self.handles.traffic(self.upstream);
         traffic.finished(self.operation, self.mode, self.streaming, outcome, self.started.elapsed());
         if self.head_came {

@@ -560,7 +560,7 @@ impl Tunnel {
             return (now.saturating_duration_since(since) >= CLOSE_TIMEOUT).then_some(Outcome::Ok);
         }
         match self.peer.drain.phase() {
-            Phase::Cut => Some(Outcome::UpstreamCut),
+            Phase::Cut => Some(Outcome::Unavailable),
             Phase::Closing
                 if self.up.quiet() && self.down.quiet() && now.saturating_duration_since(self.last_byte) >= QUIET =>
             {

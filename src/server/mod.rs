@@ -51,9 +51,7 @@ use crate::route::Routes;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::Guard;
-use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::Protocol;
-use crate::telemetry::labels::RefusedReason;
 use crate::telemetry::metrics::Handles;
 use crate::upstream::Upstream;
 use crate::upstream::h2_error as h2_fault;
@@ -94,6 +92,14 @@ impl Snapshot {
             upstream.sweep();
         }
     }
+
+    /// Another one is in force. What still runs on this one ends in its own time; idle lines close now, because
+    /// nobody will sweep them again.
+    pub(crate) fn retire(&self) {
+        for upstream in &self.upstreams {
+            upstream.retire();
+        }
+    }
 }
 
 /// A worker's connections' common ground.
@@ -110,7 +116,8 @@ pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) watch: SocketWatch,
     pub(crate) protocol: Protocol,
-    pub(crate) listener: ListenerId,
+    /// Counts if its first head does not come in time.
+    pub(crate) slow_head: prometheus::IntCounter,
     /// Held until the connection is closed.
     pub(crate) hold: Rc<dyn Any>,
 }
@@ -133,11 +140,13 @@ impl Server {
 
     /// Serves a connection to its end.
     pub(crate) async fn serve(self: Rc<Self>, accepted: Accepted) {
-        let snapshot = self.snapshot();
-        let limits = snapshot.config.limits.clone();
-        let Accepted { transport, watch, protocol, listener, hold } = accepted;
+        // Not the snapshot itself: a quiet connection would keep the pools of a configuration long gone.
+        let (limits, handles) = {
+            let snapshot = self.snapshot();
+            (snapshot.config.limits.clone(), snapshot.handles.clone())
+        };
+        let Accepted { transport, watch, protocol, slow_head, hold } = accepted;
         let connection = Connection::new(protocol, watch, hold, limits.clone(), self.next_jitter());
-        let slow_head = snapshot.handles.listener(listener).refused(RefusedReason::SlowHead).clone();
         let service = {
             let (server, connection) = (self.clone(), connection.clone());
             service_fn(move |request| {
@@ -148,7 +157,7 @@ impl Server {
             })
         };
         let io = HyperIo::new(transport);
-        let guards = Guards { connection, handles: snapshot.handles.clone(), drain: self.drain.clone(), slow_head };
+        let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {
                 let hyper = http1::Builder::new()
@@ -164,7 +173,7 @@ impl Server {
             Protocol::H2 => {
                 let executor = StreamExecutor {
                     connection: guards.connection.clone(),
-                    counted: snapshot.handles.guard(Guard::WriteStall).clone(),
+                    counted: guards.handles.guard(Guard::WriteStall).clone(),
                 };
                 let hyper = http2::Builder::new(executor)
                     .timer(TokioTimer)

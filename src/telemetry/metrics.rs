@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -152,6 +154,13 @@ impl Metrics {
         handles
     }
 
+    /// Streams that are open, whatever configuration they began with.
+    pub(crate) fn requests_in_flight(&self) -> i64 {
+        let families = self.families.requests_in_flight.collect();
+        let gauges = families.iter().flat_map(|family| family.get_metric());
+        gauges.map(|gauge| gauge.get_gauge().get_value() as i64).sum()
+    }
+
     /// The text format 0.0.4.
     pub(crate) fn render(&self) -> String {
         // The encoder fails on families without a name, a type or a series; the registry gathers none of these.
@@ -214,6 +223,7 @@ pub(crate) struct ProcessMetrics {
     runtime_tasks: IntGauge,
     ready: IntGauge,
     draining: IntGauge,
+    cutting: AtomicBool,
     reloads: ByLabel<ReloadResult, IntCounter>,
     reload_successful: IntGauge,
     reload_success_timestamp: IntGauge,
@@ -231,6 +241,7 @@ impl ProcessMetrics {
             runtime_tasks: families.runtime_tasks.clone(),
             ready: families.ready.clone(),
             draining: families.draining.clone(),
+            cutting: AtomicBool::new(false),
             reloads: ByLabel::new(|result: ReloadResult| families.config_reloads.with_label_values(&[result.as_str()])),
             reload_successful: families.config_last_reload_successful.clone(),
             reload_success_timestamp: families.config_last_reload_success_timestamp.clone(),
@@ -245,6 +256,15 @@ impl ProcessMetrics {
 
     pub(crate) fn set_ready(&self, ready: bool) {
         self.ready.set(ready.into());
+    }
+
+    /// From now on, what ends unfinished was ended by us.
+    pub(crate) fn set_cutting(&self) {
+        self.cutting.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn cutting(&self) -> bool {
+        self.cutting.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_draining(&self, draining: bool) {

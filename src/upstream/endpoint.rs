@@ -68,6 +68,8 @@ pub(super) struct Endpoint {
     speaks_h1: Cell<bool>,
     failures: Cell<u32>,
     paused_until: Cell<Option<Instant>>,
+    /// Its configuration has been replaced: lines serve what they serve and are not kept.
+    retired: Cell<bool>,
 }
 
 /// A line with room for one request.
@@ -117,6 +119,7 @@ impl Endpoint {
             speaks_h1: Cell::new(false),
             failures: Cell::new(0),
             paused_until: Cell::new(None),
+            retired: Cell::new(false),
         }))
     }
 
@@ -268,7 +271,7 @@ impl Endpoint {
     /// Takes a line back after an exchange that ended on both sides. A line that is not ready for
     /// another one is closed.
     pub(super) fn give_back(&self, tenant: Tenant, mut line: H1Line) {
-        if tenant == Tenant::Nobody || !line.reusable() {
+        if tenant == Tenant::Nobody || self.retired.get() || !line.reusable() {
             return;
         }
         line.idle_since = Instant::now();
@@ -277,6 +280,13 @@ impl Endpoint {
             idle.pop_front();
         }
         idle.push_back((tenant, line));
+    }
+
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+        self.idle.borrow_mut().clear();
+        // Each ends with its last stream.
+        self.h2.borrow_mut().clear();
     }
 
     /// Closes what has been idle too long or was closed by the peer. Called once a second.

@@ -417,6 +417,13 @@ impl Upstream {
         (place, &self.endpoints[place])
     }
 
+    /// Closes idle lines and keeps none from now on.
+    pub(crate) fn retire(&self) {
+        for endpoint in &self.endpoints {
+            endpoint.retire();
+        }
+    }
+
     /// Once a second: closes idle lines and tells the dashboards how the endpoints are. An upstream is
     /// down when some worker can reach none of its endpoints, until a connect succeeds.
     pub(crate) fn sweep(&self) {
