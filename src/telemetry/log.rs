@@ -503,9 +503,9 @@ mod tests {
         expect(4, "error config_refused problems=3");
         expect(5, "info config_reloaded");
         expect(6, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(13, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(14, "info stopped uptime_seconds=61.005");
-        expect(15, "warn upstream_down upstream=openai");
+        expect(12, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(13, "info stopped uptime_seconds=61.005");
+        expect(14, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 

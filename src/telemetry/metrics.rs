@@ -983,17 +983,17 @@ mod tests {
     fn the_configuration_tells_its_state() {
         let metrics = Metrics::new(None);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_735_689_600);
-        metrics.process().config_loaded(u64::MAX, at);
+        metrics.process.config_loaded(u64::MAX, at);
         assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(281_474_976_710_655.0));
         assert_eq!(value(&metrics, "nullhop_config_last_reload_success_timestamp_seconds"), Some(1_735_689_600.0));
         assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=ok}"), Some(0.0));
 
-        metrics.process().config_refused();
+        metrics.process.config_refused();
         assert_eq!(value(&metrics, "nullhop_config_last_reload_successful"), Some(0.0));
         assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=error}"), Some(1.0));
         assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(281_474_976_710_655.0));
 
-        metrics.process().config_reloaded(5, at);
+        metrics.process.config_reloaded(5, at);
         assert_eq!(value(&metrics, "nullhop_config_last_reload_successful"), Some(1.0));
         assert_eq!(value(&metrics, "nullhop_config_reloads_total{result=ok}"), Some(1.0));
         assert_eq!(value(&metrics, "nullhop_config_fingerprint"), Some(5.0));

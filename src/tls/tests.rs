@@ -1,5 +1,6 @@
 //! Real handshakes between this module and rustls clients, over in-memory pipes.
 
+use crate::telemetry::labels::Label;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
