@@ -909,3 +909,452 @@ async fn gone_within(stream: &mut (impl tokio::io::AsyncRead + Unpin), patience:
     let mut bytes = Vec::new();
     tokio::time::timeout(patience, stream.read_to_end(&mut bytes)).await.is_ok()
 }
+
+// 5. Floods.
+
+#[test]
+fn connection_caps_hold() {
+    let flood = |limits: &'static str, guard: &'static str| async move {
+        let site = Site::new(limits);
+        let mut early = site.edge.connect(Alpn::H2).await;
+        let mut held = Vec::new();
+        for _ in 0..60 {
+            // May be reset while it is still connecting.
+            held.extend(TcpStream::connect(site.edge.address()).await);
+        }
+        site.guard_moved(guard, 0.0, 20);
+        // Who is in stays in.
+        assert_eq!(ask(&mut early, "/openai/v1/x", "size=10", "{}").await.status(), 200);
+        // Those beyond the cap were closed, and the places come back with the others' end.
+        drop(held);
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        site.others_fine().await;
+        assert!(site.edge.metric("nullhop_connections_refused_total", &["reason=\"limit\""]) >= 20.0);
+    };
+    support::runtime().block_on(async {
+        tokio::join!(
+            flood("connections_per_address = 30\nhandshake_timeout = \"1s\"", "connections_per_address"),
+            flood("connections = 30\nhandshake_timeout = \"1s\"", "connections_total"),
+            flood("handshakes_in_flight = 30\nhandshake_timeout = \"1s\"", "handshakes_in_flight"),
+        );
+    });
+}
+
+#[test]
+fn resets_end_the_connection_that_makes_them() {
+    let site = Site::new("cancels_per_connection = 20");
+    support::runtime().block_on(async {
+        // All at once.
+        let mut stream = h2(&site.edge, &[]).await;
+        let mut bytes = Vec::new();
+        for number in 0..300 {
+            let id = number * 2 + 1;
+            bytes.extend_from_slice(&h2_head(
+                id,
+                h2raw::END_HEADERS | h2raw::END_STREAM,
+                "POST",
+                "/openai/v1/r",
+                "never=1",
+            ));
+            bytes.extend_from_slice(&h2raw::frame(kind::RST_STREAM, 0, id, &[0, 0, 0, 8]));
+        }
+        stream.write_all(&bytes).await.expect("writes");
+        let (seen, _) = frames(&mut stream, true, Duration::from_secs(5), |frame| frame.kind == kind::GOAWAY).await;
+        assert!(has(&seen, kind::GOAWAY), "{seen:?}");
+        site.guard_moved("h2_abuse", 0.0, 1);
+        let many = site.provider().requests().len();
+        assert!(many < 60, "{many} requests reached the provider");
+
+        // Each after a round trip.
+        let mut client = site.edge.connect(Alpn::H2).await;
+        let mut sent: usize = 0;
+        for _ in 0..100 {
+            if client.ready().await.is_err() {
+                break;
+            }
+            let request = request(true, "/openai/v1/paced", "never=1").body(FullBody::new("{}")).expect("request");
+            let before = site.provider().state().requests;
+            let answer = client.send(request);
+            let answer = tokio::spawn(answer);
+            if !site.provider().wait_for(|state| state.requests > before, Duration::from_secs(1)).await {
+                break;
+            }
+            answer.abort();
+            sent += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!((15..30).contains(&sent), "{sent} cancelled requests");
+        site.guard_moved("cancels_per_connection", 0.0, 1);
+        assert!(
+            site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(2)).await,
+            "all cancelled upstream"
+        );
+        site.others_fine().await;
+    });
+}
+
+#[test]
+fn h2_floods_stay_with_their_connection() {
+    let site = Site::new("");
+    support::runtime().block_on(async {
+        site.others_fine().await;
+        let rss = site.edge.rss();
+        let flags = h2raw::END_HEADERS | h2raw::END_STREAM;
+        let goaway = |frame: &RawFrame| frame.kind == kind::GOAWAY;
+
+        // CONTINUATION without end.
+        let before = site.guard("h2_abuse");
+        let mut stream = h2(&site.edge, &[]).await;
+        let _ = stream.write_all(&h2_head(1, 0, "GET", "/openai/v1/x", "")).await;
+        let more = h2raw::frame(kind::CONTINUATION, 0, 1, &h2raw::header_block(&[("x-a", CANARY)]));
+        for _ in 0..20_000 {
+            if stream.write_all(&more).await.is_err() {
+                break;
+            }
+        }
+        let (seen, closed) = frames(&mut stream, true, Duration::from_secs(3), goaway).await;
+        site.guard_moved("h2_abuse", before, 1);
+        assert!(closed || has(&seen, kind::GOAWAY));
+
+        // A table entry of 4 KB, named again and again.
+        let mut block =
+            h2raw::header_block(&[(":method", "GET"), (":scheme", "https"), (":path", "/openai/v1/b")]).to_vec();
+        block.extend_from_slice(&[0x40, 1, b'a', 0x7f, 0xa1, 0x1e]);
+        block.extend_from_slice(&vec![b'v'; 0x7f + 0x21 + (0x1e << 7)]);
+        block.extend_from_slice(&[0xbe; 8000]);
+        let mut stream = h2(&site.edge, &[]).await;
+        let before = site.guard("h2_abuse");
+        let _ = stream.write_all(&h2raw::frame(kind::HEADERS, flags, 1, &block)).await;
+        frames(&mut stream, true, Duration::from_secs(3), goaway).await;
+        site.guard_moved("h2_abuse", before, 1);
+
+        // Empty DATA.
+        let before = site.guard("h2_abuse");
+        let mut stream = h2(&site.edge, &[]).await;
+        let _ = stream.write_all(&h2_head(1, h2raw::END_HEADERS, "POST", "/openai/v1/x", "never=1")).await;
+        let empty = h2raw::frame(kind::DATA, 0, 1, b"").repeat(1000);
+        let _ = stream.write_all(&empty).await;
+        frames(&mut stream, true, Duration::from_secs(3), goaway).await;
+        site.guard_moved("h2_abuse", before, 1);
+
+        // A thousand heads whose bodies never come.
+        let before = site.guard("h2_abuse");
+        let mut stream = h2(&site.edge, &[]).await;
+        for number in 0..1000 {
+            let head = h2_head(number * 2 + 1, h2raw::END_HEADERS, "POST", "/openai/v1/heads", "never=1");
+            if stream.write_all(&head).await.is_err() {
+                break;
+            }
+        }
+        frames(&mut stream, true, Duration::from_secs(3), goaway).await;
+        site.guard_moved("h2_abuse", before, 1);
+        let heads = site.provider().requests().iter().filter(|seen| seen.path.contains("heads")).count();
+        assert!(heads <= 100, "{heads} at once");
+        drop(stream);
+
+        // PING and SETTINGS, neither answer read; others do not wait.
+        for flood in [h2raw::frame(kind::PING, 0, 0, &[7; 8]), h2raw::frame(kind::SETTINGS, 0, 0, &[0, 1, 0, 0, 16, 0])]
+        {
+            let mut stream = h2(&site.edge, &[]).await;
+            let stop = Arc::new(AtomicBool::new(false));
+            let flooding = tokio::spawn({
+                let (stop, flood) = (stop.clone(), flood.repeat(1000));
+                async move {
+                    while !stop.load(Relaxed) {
+                        match tokio::time::timeout(Duration::from_secs(2), stream.write_all(&flood)).await {
+                            Ok(Ok(())) => tokio::task::yield_now().await,
+                            _ => break,
+                        }
+                    }
+                }
+            });
+            let mut client = site.edge.connect(Alpn::H2).await;
+            let mut worst = Duration::ZERO;
+            for _ in 0..30 {
+                let started = Instant::now();
+                assert_eq!(ask(&mut client, "/openai/v1/x", "size=10", "{}").await.status(), 200);
+                worst = worst.max(started.elapsed());
+            }
+            stop.store(true, Relaxed);
+            let _ = flooding.await;
+            assert!(worst < Duration::from_secs(1), "others waited {worst:?}");
+        }
+        site.others_fine().await;
+        let grown = site.edge.rss().saturating_sub(rss) >> 20;
+        assert!(grown < 48, "grew by {grown} MiB");
+        assert!(site.provider().wait_for(|state| state.open_streams == 0, Duration::from_secs(3)).await);
+    });
+}
+
+// 6. Hostile providers.
+
+#[test]
+fn providers_that_lie_harm_only_their_own_request() {
+    const TINY: &str = "1\r\nx\r\n";
+    let split = "HTTP/1.1 200 OK\r\nx-a: b\r\r\nx-smuggled: 1\r\ncontent-length: 2\r\n\r\nok";
+    let then = |bytes: &'static str| vec![Step::ExpectHead, Step::write(bytes), Step::Hold];
+    // What it does, which statuses will do, and whether the body must be cut; the guard.
+    let cases: Vec<(&str, Vec<Step>, &[u16], bool, &str)> = vec![
+        ("too long a length", lies::content_length(10, "hello"), &[200], true, ""),
+        ("too short a length", lies::content_length(3, "hello"), &[200], false, ""),
+        ("two lengths", lies::two_content_lengths(), &[502], false, "upstream_bad_answer"),
+        (
+            "the same length twice",
+            then("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok"),
+            &[502],
+            false,
+            "upstream_bad_answer",
+        ),
+        (
+            "a list of lengths",
+            then("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nok"),
+            &[502],
+            false,
+            "upstream_bad_answer",
+        ),
+        ("length and chunks", lies::content_length_and_chunked(), &[502], false, "upstream_bad_answer"),
+        ("gzip, chunked", lies::gzip_chunked(), &[502], false, "upstream_bad_answer"),
+        (
+            "chunked twice",
+            then("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+            &[502],
+            false,
+            "upstream_bad_answer",
+        ),
+        (
+            "gzip alone",
+            then("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\nok"),
+            &[502],
+            false,
+            "upstream_bad_answer",
+        ),
+        ("a huge chunk", lies::huge_chunk(), &[200], true, ""),
+        ("interim answers", lies::informational_flood(100_000), &[502], false, "upstream_informational"),
+        ("a few interim answers", lies::informational_flood(5), &[200], false, ""),
+        ("an unasked 101", lies::unasked_101(), &[502], false, "upstream_bad_answer"),
+        ("a header of 1 MB", lies::big_header(1 << 20), &[502], false, "upstream_bad_answer"),
+        ("2000 headers", lies::many_headers(2000), &[502], false, "upstream_bad_answer"),
+        ("garbage", lies::garbage(), &[502], false, "upstream_bad_answer"),
+        ("half a head", lies::half_head(), &[502], false, ""),
+        ("nothing", vec![Step::ExpectHead, Step::Close], &[502], false, ""),
+        ("a reset", vec![Step::ExpectHead, Step::Reset], &[502], false, ""),
+        ("a split answer", then(split), &[502], false, "upstream_bad_answer"),
+        (
+            "a NUL",
+            then("HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 2\r\n\r\nok"),
+            &[502],
+            false,
+            "upstream_bad_answer",
+        ),
+        (
+            "a folded line",
+            then("HTTP/1.1 200 OK\r\nx: a\r\n b: c\r\ncontent-length: 2\r\n\r\nok"),
+            &[200, 502],
+            false,
+            "",
+        ),
+        ("status 99", then("HTTP/1.1 099 OK\r\ncontent-length: 2\r\n\r\nok"), &[502], false, "upstream_bad_answer"),
+        ("HTTP/9", then("HTTP/9.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), &[502], false, "upstream_bad_answer"),
+        (
+            "half a chunk",
+            vec![
+                Step::ExpectHead,
+                Step::write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhel"),
+                Step::Close,
+            ],
+            &[200],
+            true,
+            "",
+        ),
+        (
+            "tiny chunks",
+            vec![
+                Step::ExpectHead,
+                Step::write("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+                Step::Repeat(Bytes::from(TINY.repeat(100)), 500),
+                Step::write("0\r\n\r\n"),
+                Step::Hold,
+            ],
+            &[200],
+            false,
+            "",
+        ),
+        ("a late second answer", lies::second_answer(Duration::from_millis(100)), &[200], false, ""),
+    ];
+    let steps: Arc<Vec<Vec<Step>>> = Arc::new(cases.iter().map(|case| case.1.clone()).collect());
+    let raw = RawProvider::spawn(RawOptions::alpn(Alpn::H1), move |mut connection| {
+        let steps = steps.clone();
+        async move {
+            let head = String::from_utf8_lossy(&connection.head().await?).into_owned();
+            let number =
+                head.split("lie-").nth(1).and_then(|rest| rest.split([' ', '?']).next()?.parse::<usize>().ok());
+            match number.and_then(|number| steps.get(number)) {
+                Some(steps) => connection.run(&steps[1..]).await,
+                None => {
+                    connection
+                        .write("HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n".to_owned() + &"o".repeat(1000))
+                        .await
+                }
+            }
+        }
+    })
+    .expect("raw provider");
+    let edge = Edge::with(&raw.url(), raw.ca_pem(), Setup { extra: extra("", ""), ..Setup::default() });
+    let site = Site { edge, provider: None };
+    support::runtime().block_on(async {
+        for alpn in [Alpn::H1, Alpn::H2] {
+            for (number, (name, _, wanted, cut, guard)) in cases.iter().enumerate() {
+                let before = if guard.is_empty() { 0.0 } else { site.guard(guard) };
+                let mut client = site.edge.connect(alpn).await;
+                // A caller of its own: kept lines of others are in the hands of a liar that has said all.
+                let mut request = request(client.is_h2(), &format!("/openai/v1/lie-{number}"), "")
+                    .body(FullBody::new("{}"))
+                    .expect("request");
+                let caller = format!("Bearer {CANARY}{number}{alpn:?}").parse().expect("value");
+                request.headers_mut().insert("authorization", caller);
+                let sent = tokio::time::timeout(Duration::from_secs(5), client.send(request));
+                let what = format!("{name} {alpn:?}");
+                let answer = sent
+                    .await
+                    .unwrap_or_else(|_| panic!("{what}: no answer"))
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
+                let received = Received::read(answer, usize::MAX).await;
+                assert!(wanted.contains(&received.head.status.as_u16()), "{what}: {}", received.head.status);
+                assert_eq!(received.error.is_some(), *cut, "{what}: {:?}", received.error);
+                assert!(!received.head.headers.contains_key("x-smuggled"), "{what}");
+                assert!(!received.body.ends_with(b"second"), "{what}");
+                if *name == "tiny chunks" {
+                    assert_eq!(received.len, 50_000, "{what}");
+                }
+                if !guard.is_empty() {
+                    site.guard_moved(guard, before, 1);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            site.others_fine().await;
+        }
+    });
+}
+
+#[test]
+fn stalled_readers_do_not_end_the_shared_upstream_connection() {
+    let site = Site::with("write_stall = \"60s\"", Alpn::H2, "");
+    support::runtime().block_on(async {
+        let options = ClientOptions { h2_stream_window: 200, ..ClientOptions::new(Alpn::H2, site.edge.trust()) };
+        let mut stalled = Vec::new();
+        let mut client = Client::connect_with(site.edge.address(), "localhost", &options).await.expect("connects");
+        for _ in 0..90 {
+            let request = request(true, "/openai/v1/stalled", "events=3000;event_bytes=40;period_us=300")
+                .body(FullBody::new("{}"))
+                .expect("request");
+            client.ready().await.expect("ready");
+            stalled.push(client.send(request).await.expect("answer"));
+        }
+        let mut good = site.edge.connect(Alpn::H2).await;
+        let request = request(true, "/openai/v1/good", "events=500;event_bytes=40;period_us=6000")
+            .body(FullBody::new("{}"))
+            .expect("request");
+        let answer = Answer::collect(good.send(request).await.expect("answer")).await.expect("not cut");
+        assert!(answer.text().contains("[DONE]"));
+        let seen = site.provider().requests();
+        assert!(seen.iter().all(|seen| !seen.aborted), "no stream was cut");
+        assert_eq!(site.provider().connects(), 1, "all on one connection");
+        site.others_fine().await;
+        drop(stalled);
+    });
+}
+
+// 7. Headers, and who one claims to be.
+
+#[test]
+fn connection_fields_take_no_credential_off() {
+    for upstream in [Alpn::H1, Alpn::H2] {
+        let site = Site::with("", upstream, "");
+        support::runtime().block_on(async {
+            let head = format!(
+                "POST /anthropic/v1/messages HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\nauthorization: Bearer {CANARY}\r\n\
+                 x-api-key: {CANARY}\r\nanthropic-version: 2023-06-01\r\nx-hop: 1\r\nkeep-alive: 1\r\nproxy-connection: x\r\n\
+                 proxy-authorization: x\r\nte: gzip\r\ntrailer: x\r\nx-forwarded-for: 10.1.2.3\r\nforwarded: for=10.1.2.3\r\nvia: x\r\n\
+                 cookie: a=b\r\nhttp2-settings: AAA\r\n\
+                 connection: authorization, x-api-key, anthropic-version, x-hop, content-length, host\r\ncontent-length: 2\r\n\r\n{{}}"
+            );
+            assert_eq!(statuses(&say(&site.edge, head).await.0), [200]);
+            let seen = site.provider().last();
+            assert_eq!(seen.header("authorization"), format!("Bearer {CANARY}"));
+            assert_eq!(seen.header("x-api-key"), CANARY);
+            assert_eq!(seen.header("anthropic-version"), "2023-06-01");
+            assert_eq!(&seen.body[..], b"{}");
+            for name in [
+                "x-hop", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "x-forwarded-for",
+                "forwarded", "via", "cookie", "http2-settings", "connection", "upgrade",
+            ] {
+                assert!(!seen.headers.contains_key(name), "{upstream:?}: {name} arrived");
+            }
+            // No switch to another protocol, and nothing smuggled behind the wish for one.
+            let head = "GET /openai/v1/h2c HTTP/1.1\r\nhost: localhost\r\nx-script: size=2\r\nconnection: upgrade, http2-settings\r\n\
+                 upgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n\r\n";
+            let (answer, _) = say(&site.edge, head).await;
+            assert_eq!(statuses(&answer), [200]);
+            assert!(!site.provider().last().headers.contains_key("upgrade"));
+            site.others_fine().await;
+        });
+    }
+}
+
+#[test]
+fn proxy_headers_are_believed_from_nobody_else() {
+    let listener = |networks: &str| {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\nproxy_protocol_from = [\"{networks}\"]\n[[listener]]\nname = \"plain\"\naddress = \"127.0.0.2:0\"\n"
+        )
+    };
+    let provider = Provider::spawn(ProviderOptions::default()).expect("provider");
+    let start = |networks: &str| {
+        let setup =
+            Setup { listener: listener(networks), extra: extra("handshake_timeout = \"1s\"", ""), ..Setup::default() };
+        Site { edge: Edge::with(&provider.url(), provider.ca_pem(), setup), provider: None }
+    };
+    let claim = b"PROXY TCP4 10.9.8.7 10.0.0.1 4711 443\r\n";
+    support::runtime().block_on(async {
+        // Not from the trusted network.
+        let site = start("10.0.0.0/8");
+        let mut stream = TcpStream::connect(site.edge.address()).await.expect("connects");
+        let _ = stream.write_all(claim).await;
+        assert!(gone_within(&mut stream, Duration::from_secs(3)).await);
+        assert!(site.edge.metric("nullhop_connections_refused_total", &["reason=\"not_allowed\""]) >= 1.0);
+        // A listener that expects none takes it for a broken handshake.
+        let plain = site.edge.listeners[1];
+        let mut stream = TcpStream::connect(plain).await.expect("connects");
+        let _ = stream.write_all(claim).await;
+        assert!(gone_within(&mut stream, Duration::from_secs(3)).await);
+        // From the trusted network, but without.
+        let site = start("127.0.0.0/8");
+        assert!(raw_tls_connect(site.edge.address(), "localhost", Alpn::H1, &site.edge.trust()).await.is_err());
+        let silent = async {
+            let mut stream = TcpStream::connect(site.edge.address()).await.expect("connects");
+            gone_within(&mut stream, Duration::from_secs(3)).await
+        };
+        assert!(silent.await, "a header that does not come");
+        assert!(site.edge.metric("nullhop_connections_refused_total", &["reason=\"proxy_header\""]) >= 2.0);
+        let mut client =
+            Client::connect(site.edge.listeners[1], "localhost", Alpn::H2, &site.edge.trust()).await.expect("connects");
+        assert_eq!(ask(&mut client, "/openai/v1/x", "size=3", "{}").await.status(), 200);
+    });
+}
+
+// 9. Server names; the canary is also in all of the above.
+
+#[test]
+fn server_names_are_not_repeated() {
+    let site = Site::new("");
+    support::runtime().block_on(async {
+        let name = format!("{CANARY}.example");
+        let trust = nullhop_loadtests::tls::Trust::AcceptAny;
+        let mut client = Client::connect(site.edge.address(), &name, Alpn::H2, &trust).await.expect("connects");
+        let request =
+            Request::get(format!("https://{name}/openai/v1/models")).body(FullBody::empty()).expect("request");
+        assert_eq!(client.fetch(request).await.expect("answer").status(), 421);
+        site.guard_moved("bad_host", 0.0, 1);
+        site.others_fine().await;
+    });
+}

@@ -287,7 +287,7 @@ impl Drop for RequestPlace {
 pub(super) struct Served {
     body: AnswerBody,
     place: RequestPlace,
-    /// A fault that waits until hyper has written what came before it. h1 only.
+    /// A fault that waits until hyper has written what came before it.
     fault: Option<BodyFault>,
 }
 
@@ -310,9 +310,11 @@ impl Body for Served {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         let this = &mut *self;
         if let Some(fault) = this.fault.take() {
-            // hyper closes the connection now. In order would look like a whole answer to a client
+            // hyper closes an h1 connection now. In order would look like a whole answer to a client
             // that waits for the end of the connection.
-            this.place.connection.watch.reset_on_close();
+            if this.place.connection.protocol == Protocol::H1 {
+                this.place.connection.watch.reset_on_close();
+            }
             return Poll::Ready(Some(Err(fault)));
         }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
@@ -322,13 +324,12 @@ impl Body for Served {
         match &polled {
             Poll::Ready(Some(Err(fault))) => {
                 this.place.ended();
-                // hyper throws away what it has not written yet, which may be the head and all of
-                // the body so far. While it waits for a frame it writes.
-                if this.place.connection.protocol == Protocol::H1 {
-                    this.fault = Some(*fault);
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+                // A fault overtakes what has not been written yet, which may be the head and all of
+                // the body so far. h1 writes while it waits for a frame; on h2 the connection's task
+                // is woken already and comes before this one.
+                this.fault = Some(*fault);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             Poll::Ready(None) => this.place.ended(),
             Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => this.place.ended(),
