@@ -312,6 +312,8 @@ fn no_marker_is_anywhere_and_series_do_not_grow() {
         // The first round opens the series of this kind of traffic.
         mark_everything(&edge, "Qx0zebraW").await;
         assert!(settled(&edge));
+        // Not of traffic: the first sample of the lag comes after a tenth of a second.
+        assert!(edge.wait_for_metric("nullhop_runtime_lag_seconds_count", &[], |count| count > 0.0, SOON));
         let of = |page: &str| -> BTreeSet<String> {
             let lines = page.lines().filter(|line| !line.starts_with('#'));
             lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
