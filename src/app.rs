@@ -768,12 +768,14 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
             let mut kept = HashMap::new();
             for parts in &update.prepared.plans {
                 let Ok(proxies) = TrustedNetworks::parse(&parts.networks) else { continue };
+                let mut limits = update.prepared.config.limits.clone();
+                limits.connections = connections_allowed(limits.connections);
                 let plan = Rc::new(Plan {
                     id: parts.id,
                     handles: update.prepared.handles.clone(),
                     tls: parts.tls.clone(),
                     proxies,
-                    limits: update.prepared.config.limits.clone(),
+                    limits,
                 });
                 if let Some(door) = doors.remove(&parts.key) {
                     *door.plan.borrow_mut() = plan;
@@ -819,6 +821,18 @@ impl Drop for Door {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Descriptors for listeners, runtimes, files and the side listeners' connections.
+const DESCRIPTORS_OF_OURS: u64 = 64;
+
+/// As many client connections as there are descriptors for, each with a line to an upstream: beyond that accepting and
+/// connecting would fail for everybody.
+fn connections_allowed(wanted: usize) -> usize {
+    use rustix::process::Resource;
+    let Some(limit) = rustix::process::getrlimit(Resource::Nofile).current else { return wanted };
+    let affordable = limit.saturating_sub(DESCRIPTORS_OF_OURS) / 2;
+    wanted.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1)
 }
 
 /// Lifts the soft descriptor limit to the hard one: two descriptors a stream go fast.

@@ -42,7 +42,11 @@ fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCod
         }
     };
     for warning in &loaded.warnings {
-        eprintln!("{warning}");
+        // Collectors of JSON lines get one here, too.
+        match loaded.config.log.format {
+            config::LogFormat::Text => eprintln!("{warning}"),
+            config::LogFormat::Json => eprintln!("{}", warning.to_json()),
+        }
     }
     init_log(&loaded.config);
     let reload = move || match arguments.load() {

@@ -411,6 +411,28 @@ fn reload_moves_listeners() {
     });
 }
 
+#[test]
+fn connections_end_where_descriptors_do() {
+    use rustix::process::Pid;
+    use rustix::process::Resource;
+    use rustix::process::Rlimit;
+    let edge = Edge::with("http://127.0.0.1:9", "", Setup::default());
+    let pid = Pid::from_raw(i32::try_from(edge.pid()).expect("a pid")).expect("a pid");
+    // 64 of its own, and two for each client.
+    let limit = Rlimit { current: Some(104), maximum: Some(104) };
+    rustix::process::prlimit(Some(pid), Resource::Nofile, limit).expect("its limit is lowered");
+    reload_well(&edge, &Edge::config("http://127.0.0.1:9", &Setup::default()));
+    let clients: Vec<TcpStream> = (0..30).map(|_| TcpStream::connect(edge.address()).expect("connects")).collect();
+    let refused = |count: f64| count == 10.0;
+    assert!(edge.wait_for_metric("nullhop_connections_refused_total", &["reason=\"limit\""], refused, SOON));
+    drop(clients);
+    let config = Arc::new(tls_config(&edge.ca.pem(), None, None));
+    assert!(edge.wait_for_metric("nullhop_open_connections", &[], |open| open == 0.0, SOON));
+    std::thread::sleep(Duration::from_millis(100));
+    support::runtime().block_on(shake(edge.address(), "localhost", config)).expect("there is room again");
+    assert_eq!(lines_with(&edge, " accept_failed "), 0);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Certificates and what the handshake settles
 
