@@ -132,8 +132,7 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
         upload.watch(cx);
         if let Poll::Ready(answer) = send.as_mut().poll(cx) {
             return Poll::Ready(match answer {
-                // Nobody asked for another protocol.
-                Ok(answer) if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Ok(answer) if !is_plain(&answer.response) => {
                     metrics.failures(FailureReason::Protocol).inc();
                     Err(Refusal::UpstreamProtocol)
                 }
@@ -173,6 +172,17 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
         }
     }
     answer
+}
+
+/// Whether an answer can be passed on as it is. Not a switch of protocols that nobody asked for, and
+/// not a transfer coding beside chunks: hyper takes the chunks off and would leave, say, gzip
+/// behind without its name.
+fn is_plain<B>(response: &Response<B>) -> bool {
+    let mut codings = response.headers().get_all(http::header::TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    response.status() != StatusCode::SWITCHING_PROTOCOLS
+        && codings.next().is_none()
+        && coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
 }
 
 fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
