@@ -51,7 +51,10 @@ pub(super) async fn connect(
         return Ok(Connected { transport: Transport::Plain(socket), watch, h2: false });
     };
     let connector = tokio_rustls::TlsConnector::from(config);
-    let stream = connector.connect(name, socket).await.map_err(|_| ConnectResult::Tls)?;
+    let stream = connector
+        .connect_with(name, socket, |tls| tls.set_buffer_limit(Some(crate::tls::BUFFER_BYTES_MAX)))
+        .await
+        .map_err(|_| ConnectResult::Tls)?;
     let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok(Connected { transport: Transport::Tls(stream.into()), watch, h2 })
 }
