@@ -294,6 +294,8 @@ fn thousands_of_slow_streams_are_open_at_once() {
                 |open| open == streams as f64,
                 Duration::from_secs(60),
             );
+            // The edge counts a request from its head on; the provider, once it is connected.
+            let all = provider.wait_for(|state| state.open_streams == streams, Duration::from_secs(20)).await && all;
             let open_now = edge.metric("nullhop_requests_in_flight", &[]);
             let grew = edge.rss().saturating_sub(before);
             println!(
