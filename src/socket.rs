@@ -45,6 +45,7 @@ struct Shared {
 impl Socket {
     /// Takes over a connected stream.
     pub(crate) fn new(stream: TcpStream) -> (Self, SocketWatch) {
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
         let shared = Arc::new(Shared {
             stream,
             opened: Instant::now(),
@@ -56,6 +57,11 @@ impl Socket {
         (Self(shared.clone()), SocketWatch(shared))
     }
 }
+
+/// What the kernel takes from us beyond what the peer's window lets it send. Without a limit its
+/// buffer grows to megabytes (net.ipv4.tcp_wmem) in front of a reader that stops, and a reader that
+/// is slow gets everything that much later.
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 impl Shared {
     fn millis(&self) -> u64 {

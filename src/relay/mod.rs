@@ -101,8 +101,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         return Err(Refused { refusal: Refusal::BodyTooLarge, tally: way.tally });
     }
     let empty = body.is_end_stream();
-    let upload = Upload::new(body, bytes_max);
-    way.tally.uploading(upload.clone());
+    let upload = Upload::new(body, bytes_max, way.tally.request_bytes());
     let head = RequestHead {
         method: parts.method,
         path: std::mem::take(&mut way.path),

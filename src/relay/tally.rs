@@ -1,9 +1,10 @@
 //! One exchange's account: settled once, whatever its end is.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
+
+use prometheus::IntCounter;
 
 use crate::provider::Operation;
 use crate::telemetry::labels::Mode;
@@ -12,7 +13,6 @@ use crate::telemetry::labels::Source;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::metrics::GaugeGuard;
 use crate::telemetry::metrics::Handles;
-use crate::upstream::Upload;
 
 /// How often the bytes of a running stream are added to the shared counters.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -27,8 +27,6 @@ pub(crate) struct Tally {
     started: Instant,
     /// Set once; the drop counts it.
     outcome: Option<Outcome>,
-    upload: Option<Rc<Upload>>,
-    upload_counted: u64,
     response_bytes: u64,
     flushed: Instant,
     last_byte: Instant,
@@ -49,8 +47,6 @@ impl Tally {
             streaming: false,
             started,
             outcome: None,
-            upload: None,
-            upload_counted: 0,
             response_bytes: 0,
             flushed: started,
             last_byte: started,
@@ -68,8 +64,9 @@ impl Tally {
         self.in_flight = GaugeGuard::new(&self.handles.traffic(self.upstream).in_flight);
     }
 
-    pub(super) fn uploading(&mut self, upload: Rc<Upload>) {
-        self.upload = Some(upload);
+    /// The counter that the request's body moves.
+    pub(super) fn request_bytes(&self) -> IntCounter {
+        self.handles.traffic(self.upstream).request_bytes.clone()
     }
 
     pub(crate) fn handles(&self) -> &Arc<Handles> {
@@ -127,11 +124,6 @@ impl Tally {
     fn flush(&mut self) {
         let traffic = self.handles.traffic(self.upstream);
         traffic.response_bytes.inc_by(std::mem::take(&mut self.response_bytes));
-        if let Some(upload) = &self.upload {
-            let bytes = upload.bytes();
-            traffic.request_bytes.inc_by(bytes - self.upload_counted);
-            self.upload_counted = bytes;
-        }
     }
 }
 

@@ -64,6 +64,10 @@ use connection::Verdict;
 /// hyper's buffers of an h1 connection; what a stalled reader can make us hold.
 const H1_BUFFER_BYTES: usize = 64 << 10;
 
+/// One read of a client's connection: a TLS record. What is read is held up to four times while an
+/// h1 upload waits for its upstream: in both of hyper's buffers, as the chunk in hand and as the next.
+const READ_BYTES_MAX: usize = 16 << 10;
+
 /// Per stream and per connection, for uploads; the memory bound of an upload that the upstream does
 /// not take.
 const H2_STREAM_WINDOW: u32 = 128 << 10;
@@ -156,7 +160,7 @@ impl Server {
                 async move { Ok::<_, Infallible>(server.respond(connection, request, stall).await) }
             })
         };
-        let io = HyperIo::new(transport);
+        let io = HyperIo::reading(transport, READ_BYTES_MAX);
         let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {

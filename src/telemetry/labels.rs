@@ -171,7 +171,6 @@ labels! {
         UpstreamInformational => "upstream_informational",
         UpstreamBadAnswer => "upstream_bad_answer",
         UpstreamLateBytes => "upstream_late_bytes",
-        Memory => "memory",
     }
 
     /// A guard that keeps what is in the process inside it.

@@ -79,9 +79,9 @@ const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// What old clients, and curl with `--http1.0`, offer; hyper's h1 server speaks it too.
 const ALPN_HTTP10: &[u8] = b"http/1.0";
 
-/// What rustls may hold of plaintext or ciphertext that the peer has not taken yet. It is rustls' default today; named
-/// here because it is part of the bound on what a stream holds.
-const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// What rustls may hold of plaintext or ciphertext that the peer has not taken yet: part of the bound on what a stream
+/// holds. Two records; rustls' own default is 64 KiB.
+pub(crate) const BUFFER_BYTES_MAX: usize = 32 << 10;
 
 #[cfg(test)]
 mod tests;

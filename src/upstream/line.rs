@@ -26,10 +26,12 @@ use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::metrics::GaugeGuard;
 
-/// hyper's read and write buffers of an h1 connection; what a stalled reader can make us hold.
-const H1_BUFFER_BYTES: usize = 64 << 10;
+/// hyper's read and write buffers of an h1 connection, and so the size of the chunks that a stalled
+/// reader makes us hold: one here, one in hand, two or three in the client's connection. With 64 KiB
+/// such a stream held 311 KiB. Also the head of an answer, at most.
+const H1_BUFFER_BYTES: usize = 32 << 10;
 
-/// The head of an answer, at most: `max_headers` fields, this many bytes.
+/// The header list of an h2 answer, at most, and the fields of an h1 answer.
 const HEAD_BYTES: usize = 64 << 10;
 const HEAD_FIELDS: usize = 128;
 
@@ -83,7 +85,7 @@ impl H1Line {
     pub(super) async fn new(transport: Transport, watch: SocketWatch, open: Open) -> Option<Self> {
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(H1_BUFFER_BYTES)
-            .max_header_size(HEAD_BYTES)
+            .max_header_size(H1_BUFFER_BYTES)
             .max_headers(HEAD_FIELDS)
             .handshake(HyperIo::new(transport))
             .await

@@ -14,6 +14,7 @@ use std::time::Instant;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
+use prometheus::IntCounter;
 
 use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
@@ -59,6 +60,10 @@ pub(crate) struct Upload {
     body: RefCell<Option<WipedIncoming>>,
     bytes_max: u64,
     bytes: Cell<u64>,
+    /// `nullhop_body_bytes_total`, moved at most once a second and at the end.
+    counter: IntCounter,
+    counted: Cell<u64>,
+    counted_at: Cell<Instant>,
     /// hyper has asked for a frame, so a retry would lose bytes.
     touched: Cell<bool>,
     ended: Cell<bool>,
@@ -76,12 +81,16 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// A body of which at most `bytes_max` bytes pass.
-    pub(crate) fn new(body: WipedIncoming, bytes_max: u64) -> Rc<Self> {
+    pub(crate) fn new(body: WipedIncoming, bytes_max: u64, counter: IntCounter) -> Rc<Self> {
         let ended = body.is_end_stream();
+        let now = Instant::now();
         Rc::new(Self {
             body: RefCell::new(Some(body)),
             bytes_max,
             bytes: Cell::new(0),
+            counter,
+            counted: Cell::new(0),
+            counted_at: Cell::new(now),
             touched: Cell::new(false),
             ended: Cell::new(ended),
             fault: Cell::new(None),
@@ -89,7 +98,7 @@ impl Upload {
             watcher: RefCell::new(None),
             waiting_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
-            last_byte: Cell::new(Instant::now()),
+            last_byte: Cell::new(now),
         })
     }
 
@@ -159,6 +168,10 @@ impl Upload {
         self.body.borrow_mut().take()
     }
 
+    fn count(&self) {
+        self.counter.inc_by(self.bytes.get() - self.counted.replace(self.bytes.get()));
+    }
+
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
         self.touched.set(true);
         if let Some(fault) = self.fault.get() {
@@ -193,7 +206,12 @@ impl Upload {
                 }
                 let passed = self.bytes.get() + frame.data_ref().map_or(0, |data| data.as_slice().len() as u64);
                 self.bytes.set(passed);
-                self.last_byte.set(Instant::now());
+                let now = Instant::now();
+                self.last_byte.set(now);
+                if now.saturating_duration_since(self.counted_at.get()) >= COUNT_EVERY {
+                    self.counted_at.set(now);
+                    self.count();
+                }
                 if passed > self.bytes_max {
                     self.failed_inside(UploadFault::TooLarge);
                     return Poll::Ready(Some(Err(UploadFault::TooLarge)));
@@ -223,6 +241,15 @@ fn is_malformed(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
     source.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput))
 }
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.count();
+    }
+}
+
+/// How often the bytes of a running upload are added to the shared counter.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// The body that hyper's client sends.
 pub(crate) struct RequestBody(pub(super) Rc<Upload>);
