@@ -102,7 +102,11 @@ impl Routes {
     /// `local` is the address that the client connected to.
     pub(crate) fn serves_host(&self, host: &str, local: Option<SocketAddr>) -> bool {
         let name = without_port(host);
+        // One dot at the end is a name's absolute form; two are no name.
         let name = name.strip_suffix('.').unwrap_or(name);
+        if name.ends_with('.') {
+            return false;
+        }
         if let Ok(address) = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
             // An address cannot be bent to another target: it is ours or the client was misled.
             return address.is_loopback()
