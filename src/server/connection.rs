@@ -73,7 +73,7 @@ pub(super) enum Verdict {
     Cut(Guard),
     /// No new requests; look again after this long.
     GoAway(Option<Guard>),
-    /// The client has left while nobody was reading.
+    /// Close it now, uncounted: the client has left, or had its time to leave.
     Gone,
 }
 
@@ -189,10 +189,12 @@ impl Connection {
         if self.in_flight.get() == 0 {
             let idle = now.saturating_duration_since(self.idle_since.get());
             if let Some(since) = self.closing.get() {
-                if now.saturating_duration_since(since).min(idle) >= GOODBYE {
-                    return Verdict::Cut(Guard::IdleTimeout);
+                let waited = now.saturating_duration_since(since).min(idle);
+                if waited >= GOODBYE {
+                    // Counted when it was told to go.
+                    return Verdict::Gone;
                 }
-                return Verdict::Again(GOODBYE);
+                return Verdict::Again(GOODBYE - waited);
             }
             if self.requests.get() == 0 {
                 if idle >= self.limits.first_request_timeout {

@@ -196,7 +196,7 @@ impl H1Line {
 
 /// Resets the connection if an exchange was under way when its line is dropped. A FIN would wait
 /// behind whatever the provider has not read yet, and the provider would go on generating.
-/// Stands before the connection's own field is dropped, because the socket must still be open.
+/// Its watch keeps the socket open until then, whatever is dropped first.
 struct BusyLine {
     watch: SocketWatch,
     busy: bool,
