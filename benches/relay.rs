@@ -34,7 +34,7 @@ fn main() {
                 .to_owned(),
             ..Setup::default()
         };
-        let edge = Edge::with(&provider.url(), &provider.ca_pem(), setup);
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
         let runtime = support::runtime();
         let measure =
             |work: &str, unit: &str, units: u64, future: &dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()>>>| {

@@ -227,6 +227,7 @@ impl AsyncWrite for Socket {
 }
 
 /// What hyper runs over: TLS on either side, or plain TCP.
+#[expect(clippy::large_enum_variant, reason = "nearly every transport is the large one")]
 pub(crate) enum Transport {
     Plain(Socket),
     Tls(tokio_rustls::TlsStream<Socket>),

@@ -58,7 +58,7 @@ fn rig(upstream: Alpn) -> (Provider, Edge) {
         upstream: "connections = 20000".to_owned(),
         ..Setup::default()
     };
-    let edge = Edge::with(&provider.url(), &provider.ca_pem(), setup);
+    let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
     (provider, edge)
 }
 
@@ -163,8 +163,8 @@ fn held(kind: &str, script: &str, body: &dyn Fn(u64) -> Body) {
             println!(
                 "{kind}, {alpn:?} to {upstream:?}: {} KiB of memory a stream ({} KiB handed out by the provider, {} KiB queued in kernels)",
                 each >> 10,
-                pushed / STREAMS >> 10,
-                queued / STREAMS >> 10,
+                (pushed / STREAMS) >> 10,
+                (queued / STREAMS) >> 10,
             );
             if each > STREAM_BYTES_MAX {
                 too_much.push(format!("{kind}, {alpn:?} to {upstream:?}: {} KiB", each >> 10));

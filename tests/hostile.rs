@@ -1094,6 +1094,7 @@ fn providers_that_lie_harm_only_their_own_request() {
     let split = "HTTP/1.1 200 OK\r\nx-a: b\r\r\nx-smuggled: 1\r\ncontent-length: 2\r\n\r\nok";
     let then = |bytes: &'static str| vec![Step::ExpectHead, Step::write(bytes), Step::Hold];
     // What it does, which statuses will do, and whether the body must be cut; the guard.
+    #[expect(clippy::type_complexity, reason = "a table")]
     let cases: Vec<(&str, Vec<Step>, &[u16], bool, &str)> = vec![
         ("too long a length", lies::content_length(10, "hello"), &[200], true, ""),
         ("too short a length", lies::content_length(3, "hello"), &[200], false, ""),

@@ -818,7 +818,7 @@ fn starts_without_a_file() {
     metrics.read_to_string(&mut page).expect("reads");
     for name in ["openai", "anthropic", "gemini", "deepseek", "openrouter"] {
         assert!(
-            page.contains(&format!("nullhop_upstream_info{{provider="))
+            page.contains(&"nullhop_upstream_info{provider=".to_string())
                 && page.contains(&format!("upstream=\"{name}\"")),
             "{name}"
         );

@@ -63,7 +63,7 @@ impl Rig {
     fn with(upstream: Alpn, settings: &str) -> Self {
         let provider = Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() });
         let provider = provider.expect("provider");
-        let edge = Edge::with(&provider.url(), &provider.ca_pem(), setup(settings));
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup(settings));
         Self { provider, edge, runtime: runtime() }
     }
 
@@ -656,7 +656,7 @@ fn targets_reach_the_provider_as_they_are() {
                          [[upstream]]\nname = \"named\"\nprovider = \"openai\"\nurl = \"{url}\"\n{ca}\nhosts = [\"api.edge.test\"]\n";
         let edge = Edge::with(
             &provider.url(),
-            &provider.ca_pem(),
+            provider.ca_pem(),
             Setup { upstreams: Some(upstreams.to_owned()), ..setup("") },
         );
         runtime().block_on(async {
@@ -905,7 +905,7 @@ fn a_dead_endpoint_is_passed_over() {
         let list = [(format!("https://127.0.0.1:{}", closed_port()), 1), (provider.url(), 1)];
         let edge = Edge::with(
             &provider.url(),
-            &provider.ca_pem(),
+            provider.ca_pem(),
             Setup { upstreams: Some(endpoints(&list, "")), ..setup("") },
         );
         runtime().block_on(async {

@@ -155,10 +155,10 @@ fn framing<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
     let headers: &HeaderMap = request.headers();
     let malformed = Err((Guard::BadFraming, Refusal::Malformed));
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next() {
-        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return malformed;
-        }
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return malformed;
     }
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     if lengths.next().is_some() && lengths.next().is_some() {

@@ -132,13 +132,8 @@ impl Lease {
             let settled = tokio::time::timeout(
                 SETTLE,
                 std::future::poll_fn(|cx| {
-                    if line.drive(cx).is_ready() {
-                        Poll::Ready(())
-                    } else if line.reusable_now() {
-                        Poll::Ready(())
-                    } else {
-                        Poll::Pending
-                    }
+                    let over = line.drive(cx).is_ready();
+                    if over || line.reusable_now() { Poll::Ready(()) } else { Poll::Pending }
                 }),
             )
             .await;

@@ -180,10 +180,10 @@ impl Upload {
         let mut slot = self.body.borrow_mut();
         let Some(body) = slot.as_mut() else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *body).poll_frame(cx);
-        if polled.is_ready() {
-            if let Some(since) = self.waiting_since.take() {
-                self.waited.set(self.waited.get() + since.elapsed());
-            }
+        if polled.is_ready()
+            && let Some(since) = self.waiting_since.take()
+        {
+            self.waited.set(self.waited.get() + since.elapsed());
         }
         match polled {
             Poll::Pending => {

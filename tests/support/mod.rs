@@ -100,7 +100,7 @@ impl Default for Setup {
 impl Edge {
     /// In front of `provider`, with the default setup.
     pub fn before(provider: &Provider) -> Self {
-        Self::with(&provider.url(), &provider.ca_pem(), Setup::default())
+        Self::with(&provider.url(), provider.ca_pem(), Setup::default())
     }
 
     /// In front of whatever answers at `url` with a certificate of `provider_ca`.
