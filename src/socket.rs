@@ -61,7 +61,7 @@ impl Socket {
 /// What the kernel takes from us beyond what the peer's window lets it send. Without a limit its
 /// buffer grows to megabytes (net.ipv4.tcp_wmem) in front of a reader that stops, and a reader that
 /// is slow gets everything that much later.
-const UNSENT_BYTES_MAX: u32 = 128 << 10;
+const UNSENT_BYTES_MAX: u32 = 64 << 10;
 
 impl Shared {
     fn millis(&self) -> u64 {

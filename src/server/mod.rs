@@ -78,7 +78,7 @@ const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 const H2_HEAD_SLACK: usize = 2;
 
 /// What each h2 stream may hold of an answer that its client does not take.
-const H2_SEND_BUFFER: usize = 64 << 10;
+const H2_SEND_BUFFER: usize = 32 << 10;
 
 /// Everything that a request is served by: one configuration's worth, one worker's own. A request
 /// keeps the one it began with.

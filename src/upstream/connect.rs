@@ -94,3 +94,51 @@ async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectR
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// An address that answers no SYN: its queue is full and nobody accepts.
+    fn deaf() -> (socket2::Socket, Vec<socket2::Socket>, SocketAddr) {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let queued = (0..4).map(|_| {
+            let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            client.set_nonblocking(true).unwrap();
+            let _ = client.connect(&address);
+            client
+        });
+        let queued = queued.collect();
+        (listener, queued, address.as_socket().unwrap())
+    }
+
+    #[test]
+    fn the_next_address_does_not_wait_for_a_deaf_one() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let (_listener, _queued, deaf) = deaf();
+            let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let started = Instant::now();
+            let stream = first_to_answer(&[deaf, good.local_addr().unwrap()]).await.ok().unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), good.local_addr().unwrap());
+            assert!(started.elapsed() >= NEXT_ADDRESS_AFTER);
+
+            // One that refuses is passed over at once.
+            let closed = {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                listener.local_addr().unwrap()
+            };
+            assert!(first_to_answer(&[closed, good.local_addr().unwrap()]).await.is_ok());
+            assert_eq!(first_to_answer(&[closed]).await.err(), Some(ConnectResult::Refused));
+            assert_eq!(first_to_answer(&[]).await.err(), Some(ConnectResult::Dns));
+        });
+    }
+}
