@@ -962,6 +962,36 @@ fn with_no_endpoint_left_the_answer_is_a_502_and_the_upstream_down() {
     assert!(edge.metric("nullhop_upstream_failures_total", &["reason=\"connect\""]) >= 6.0);
 }
 
+#[test]
+fn a_full_upstream_is_overloaded_and_nothing_else_suffers() {
+    for upstream in BOTH {
+        let options = ProviderOptions { alpn: upstream, h2_streams_max: 1, ..ProviderOptions::default() };
+        let provider = Provider::spawn(options).expect("provider");
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup("connections = 1\nconnect_timeout = \"1s\""));
+        runtime().block_on(async {
+            for (path, status, kind) in [(CHAT, 503, "overloaded"), ("/anthropic/v1/messages", 529, "overloaded_error")]
+            {
+                let mut holder = edge.connect(Alpn::H1).await;
+                let request = ask(&holder, "POST", path, "events=30;period_us=100000").body(FullBody::new("{}"));
+                let held = holder.send(request.expect("request")).await.expect("head");
+                let account = Account::open(&edge, "unavailable");
+                let mut client = edge.connect(Alpn::H2).await;
+                let answer = fetch(&mut client, "POST", path, "", "{}").await;
+                assert_eq!(answer.status(), status, "{upstream:?}");
+                assert_eq!(answer.header("retry-after"), "1");
+                let error = &answer.json()["error"];
+                assert_eq!(if status == 529 { &error["type"] } else { &error["code"] }, kind);
+                let received = Received::read(held, 0).await;
+                assert!(received.error.is_none() && received.len > 0, "{upstream:?}");
+                // With the place free again the next one passes.
+                assert_eq!(fetch(&mut client, "POST", path, "", "{}").await.status(), 200, "{upstream:?}");
+                let refused = edge.metric("nullhop_requests_total", &["outcome=\"unavailable\""]);
+                assert_eq!(refused - account.of_outcome, 1.0, "{upstream:?}");
+            }
+        });
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
 // Silence
 

@@ -1,6 +1,7 @@
 //! A connection to a provider with HTTP on it: h1 for one exchange at a time, h2 for many.
 
 use std::cell::Cell;
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -218,10 +219,13 @@ pub(super) struct H2Line {
     state: Rc<H2State>,
 }
 
+type H2Connection = http2::Connection<HyperIo<Transport>, RequestBody, LocalExecutor>;
+
 struct H2State {
+    /// Polled by its task; also asked for the peer's SETTINGS_MAX_CONCURRENT_STREAMS, which may
+    /// change when nothing wakes that task. Lives as long as its last stream.
+    connection: RefCell<H2Connection>,
     streams: Cell<usize>,
-    /// The peer's SETTINGS_MAX_CONCURRENT_STREAMS, as hyper last saw it.
-    streams_max: Cell<usize>,
     idle_since: Cell<Instant>,
     over: Cell<bool>,
     /// Somebody may want the freed stream.
@@ -241,7 +245,7 @@ impl Drop for H2Slot {
 
 impl H2Line {
     pub(super) async fn new(transport: Transport, open: Open, freed: Rc<Notify>) -> Option<Self> {
-        let (sender, mut connection) = http2::Builder::new(LocalExecutor)
+        let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer)
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
@@ -255,8 +259,8 @@ impl H2Line {
             .await
             .ok()?;
         let state = Rc::new(H2State {
+            connection: RefCell::new(connection),
             streams: Cell::new(0),
-            streams_max: Cell::new(100),
             idle_since: Cell::new(Instant::now()),
             over: Cell::new(false),
             freed,
@@ -264,12 +268,9 @@ impl H2Line {
         let seen = state.clone();
         tokio::task::spawn_local(async move {
             let _open = open;
-            std::future::poll_fn(|cx| {
-                let ended = Pin::new(&mut connection).poll(cx).is_ready();
-                seen.streams_max.set(connection.current_max_send_streams());
-                if ended { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
+            let ended = std::future::poll_fn(|cx| Pin::new(&mut *seen.connection.borrow_mut()).poll(cx)).await;
+            // Why it ended reaches the streams that were on it.
+            drop(ended);
             seen.over.set(true);
             seen.freed.notify_waiters();
         });
@@ -284,7 +285,7 @@ impl H2Line {
     /// A place for one more stream, if the peer's limit leaves one.
     pub(super) fn slot(&self) -> Option<(H2Slot, http2::SendRequest<RequestBody>)> {
         let state = &self.state;
-        if !self.alive() || state.streams.get() >= state.streams_max.get() {
+        if !self.alive() || state.streams.get() >= state.connection.borrow().current_max_send_streams() {
             return None;
         }
         state.streams.set(state.streams.get() + 1);
