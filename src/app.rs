@@ -33,6 +33,7 @@ use crate::drain;
 use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
+use crate::hygiene;
 use crate::hygiene::process::Hardened;
 use crate::listener;
 use crate::listener::Places;
@@ -756,8 +757,10 @@ fn left(not_after: Option<u64>) -> Duration {
 
 /// One worker's thread.
 fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher, places: Arc<Places>) {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(tokio::runtime::LocalOptions::default());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(hygiene::stack::scrub_turn)
+        .build_local(tokio::runtime::LocalOptions::default());
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async move {
         let server = Server::new(first.prepared.snapshot(), drain.clone());

@@ -20,8 +20,15 @@ use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
+use crate::hygiene::io::Spare;
+use crate::hygiene::stack::scrub_crypto;
+
 /// The reading and writing side, owned by TLS or hyper.
-pub(crate) struct Socket(Arc<Shared>);
+pub(crate) struct Socket {
+    shared: Arc<Shared>,
+    /// Of the buffer that TLS decrypts in.
+    spare: Spare,
+}
 
 /// The guard's side: what it can see of the socket and do to it.
 #[derive(Clone)]
@@ -54,7 +61,7 @@ impl Socket {
             first_read_at: AtomicU64::new(0),
             hear_out: AtomicBool::new(false),
         });
-        (Self(shared.clone()), SocketWatch(shared))
+        (Self { shared: shared.clone(), spare: Spare::default() }, SocketWatch(shared))
     }
 }
 
@@ -134,17 +141,22 @@ impl SocketWatch {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let shared = &*self.0;
+        let Self { shared, spare } = self.get_mut();
         loop {
             match shared.stream.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => {
                     shared.read_armed.store(true, Relaxed);
+                    // rustls lends initialised room, so making it so costs nothing.
+                    spare.clear(buffer.initialize_unfilled());
                     return Poll::Pending;
                 }
             }
+            let start = buffer.filled().as_ptr().addr() + buffer.filled().len();
+            let room = buffer.remaining();
             match shared.stream.try_read_buf(buffer) {
                 Ok(read) => {
+                    spare.filled(start, room, read);
                     shared.read_armed.store(false, Relaxed);
                     if read > 0 && shared.first_read_at.load(Relaxed) == 0 {
                         shared.first_read_at.store(shared.millis(), Relaxed);
@@ -165,7 +177,7 @@ impl Socket {
         len: usize,
         mut write: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
-        let shared = &*self.0;
+        let shared = &*self.shared;
         loop {
             match shared.stream.poll_write_ready(cx) {
                 Poll::Ready(ready) => ready?,
@@ -217,7 +229,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let socket = socket2::SockRef::from(&self.0.stream);
+        let socket = socket2::SockRef::from(&self.shared.stream);
         Poll::Ready(match socket.shutdown(std::net::Shutdown::Write) {
             // The peer was faster; nothing is left to shut down.
             Err(fault) if fault.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -237,7 +249,11 @@ impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => {
+                let polled = Pin::new(stream).poll_read(cx, buffer);
+                scrub_crypto();
+                polled
+            }
         }
     }
 }
@@ -246,7 +262,11 @@ impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => {
+                let polled = Pin::new(stream).poll_write(cx, bytes);
+                scrub_crypto();
+                polled
+            }
         }
     }
 
@@ -257,7 +277,11 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Tls(stream) => {
+                let polled = Pin::new(stream).poll_write_vectored(cx, slices);
+                scrub_crypto();
+                polled
+            }
         }
     }
 
@@ -268,6 +292,7 @@ impl AsyncWrite for Transport {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            // Everything was encrypted when it was written.
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -275,7 +300,11 @@ impl AsyncWrite for Transport {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => {
+                let polled = Pin::new(stream).poll_shutdown(cx);
+                scrub_crypto();
+                polled
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod alloc;
 pub(crate) mod chunk;
 pub(crate) mod io;
 pub(crate) mod process;
+pub(crate) mod stack;
 pub(crate) mod wipe;
 
 use zeroize::Zeroizing;

@@ -160,10 +160,10 @@ impl Server {
                 async move { Ok::<_, Infallible>(server.respond(connection, request, stall).await) }
             })
         };
-        let io = HyperIo::reading(transport, READ_BYTES_MAX);
         let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {
+                let io = HyperIo::reading(transport, READ_BYTES_MAX);
                 let hyper = http1::Builder::new()
                     .header_read_timeout(None)
                     .max_headers(limits.head_fields)
@@ -175,6 +175,7 @@ impl Server {
                 guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
             }
             Protocol::H2 => {
+                let io = HyperIo::h2(transport, READ_BYTES_MAX);
                 let executor = StreamExecutor {
                     connection: guards.connection.clone(),
                     counted: guards.handles.guard(Guard::WriteStall).clone(),

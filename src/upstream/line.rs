@@ -255,7 +255,7 @@ impl H2Line {
             .max_concurrent_reset_streams(128)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
-            .handshake(HyperIo::new(transport))
+            .handshake(HyperIo::h2(transport, usize::MAX))
             .await
             .ok()?;
         let state = Rc::new(H2State {

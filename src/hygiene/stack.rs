@@ -1,0 +1,40 @@
+//! The stack below a thread that is about to wait.
+//!
+//! AES-GCM works on the last, incomplete block of a record in a corner of the stack, and copies of
+//! small pieces pass through frames that are long left when the thread parks: up to fifteen bytes of
+//! content at a time, found by searching the memory of a waiting process (tests/zero_retention.rs).
+
+#![expect(unsafe_code, reason = "clears a stack frame that is never initialised")]
+
+use std::mem::MaybeUninit;
+
+use super::wipe::wipe_raw;
+
+/// How deep a worker's turn reaches below the place where it parks: TLS inside hyper inside the
+/// relay. A debug build takes more room.
+const TURN: usize = if cfg!(debug_assertions) { 192 << 10 } else { 48 << 10 };
+
+/// How deep rustls and aws-lc reach below the call that enters them.
+const CRYPTO: usize = if cfg!(debug_assertions) { 48 << 10 } else { 12 << 10 };
+
+/// Clears what a whole turn has left below the caller's frame. Meant for the moment before a thread
+/// parks.
+#[inline(never)]
+pub(crate) fn scrub_turn() {
+    scrub::<TURN>();
+}
+
+/// Clears what encrypting and decrypting has left below the caller's frame. At once, because the
+/// next frames lay their values over it, and what they do not fill of those (padding, unused
+/// variants) travels on with them, into the heap too.
+#[inline(never)]
+pub(crate) fn scrub_crypto() {
+    scrub::<CRYPTO>();
+}
+
+#[inline(always)]
+fn scrub<const DEPTH: usize>() {
+    let mut room = MaybeUninit::<[u8; DEPTH]>::uninit();
+    // SAFETY: `room` is this frame's own and valid for writes of its size; no reference to it exists.
+    unsafe { wipe_raw(room.as_mut_ptr().cast(), DEPTH) }
+}
