@@ -117,7 +117,7 @@ pub mod fuzzing {
     pub fn target(text: &str) {
         if crate::server::path_is_plain(text) {
             let lower = text.to_ascii_lowercase();
-            assert!(!lower.split('/').skip(1).rev().skip(1).any(str::is_empty), "empty segment");
+            assert!(!lower.contains("//"), "empty segment");
             assert!(!lower.split('/').any(|segment| segment == "." || segment == ".."), "dot segment");
             assert!(!["%2e", "%5c", "%00", "%0a", "%0d", "\\", "#"].iter().any(|bad| lower.contains(bad)));
         }

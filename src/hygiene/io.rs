@@ -41,8 +41,9 @@ impl Spare {
         self.dirty_end = self.dirty_end.max(start + filled);
     }
 
-    /// A read into the `room` bytes from `start` on has found nothing: how many of them to clear.
-    fn to_clear(&mut self, start: usize, room: usize) -> usize {
+    /// A read into the `room` bytes from `start` on has found nothing: how many of them are dirty. They
+    /// count as clean from now on.
+    fn take_dirty(&mut self, start: usize, room: usize) -> usize {
         self.same_block(start + room);
         let dirty = self.dirty_end.saturating_sub(start).min(room);
         self.dirty_end = start;
@@ -56,9 +57,9 @@ impl Spare {
         }
     }
 
-    /// The same as `to_clear`, and clears them.
+    /// The same as `take_dirty`, and clears them.
     pub(crate) fn clear(&mut self, room: &mut [u8]) {
-        let dirty = self.to_clear(room.as_ptr().addr(), room.len());
+        let dirty = self.take_dirty(room.as_ptr().addr(), room.len());
         wipe(&mut room[..dirty]);
     }
 }
@@ -118,7 +119,7 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
                     filled
                 }
                 Poll::Pending => {
-                    let dirty = this.spare.to_clear(start, room_len);
+                    let dirty = this.spare.take_dirty(start, room_len);
                     wipe_raw(room.as_mut_ptr().cast(), dirty);
                     return Poll::Pending;
                 }
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn spare_room_is_cleared_as_far_as_it_is_dirty() {
-        let mut block = vec![7_u8; 100];
+        let mut block = [7_u8; 100];
         let start = block.as_ptr().addr();
         let mut spare = Spare::default();
         // Nothing is known of a block that was not seen before.
