@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderValue;
 use http::Method;
 use http::Request;
@@ -89,7 +88,7 @@ fn answer(request: &Request<Incoming>, phase: Phase, drain_wanted: &Notify) -> R
         "/drain" => (StatusCode::METHOD_NOT_ALLOWED, "", Some("GET, HEAD, POST")),
         _ => (StatusCode::NOT_FOUND, "paths: /healthz /readyz /drain\n", None),
     };
-    let mut response = Response::new(AnswerBody::unaccounted(Bytes::from_static(text.as_bytes())));
+    let mut response = Response::new(AnswerBody::unaccounted(text.to_owned()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -29,9 +29,10 @@ enum Inner {
 }
 
 impl Chunk {
-    /// Text that nullhop wrote itself. It is not cleared.
-    pub fn own(bytes: Bytes) -> Self {
-        Self(Inner::Own(bytes))
+    /// Text that nullhop wrote itself. A `String` and not `Bytes`, so that it is certain to stand on
+    /// the heap: h2's writes are cleared where they stand, and a constant cannot be.
+    pub fn own(text: String) -> Self {
+        Self(Inner::Own(text.into()))
     }
 
     /// The bytes not yet written, for the meter to look at.

@@ -9,7 +9,6 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -69,7 +68,7 @@ impl std::error::Error for BodyFault {}
 pub(crate) enum AnswerBody {
     Relayed(Box<Relayed>),
     /// The account is that of the exchange, closed when the text is out; `None` if it went elsewhere.
-    Fixed(Option<Bytes>, #[expect(dead_code, reason = "held for its drop")] Option<Tally>),
+    Fixed(Option<String>, #[expect(dead_code, reason = "held for its drop")] Option<Tally>),
 }
 
 /// The upstream's body, with everything that must live as long.
@@ -208,7 +207,7 @@ impl Drop for Relayed {
 
 impl AnswerBody {
     /// A text of ours.
-    pub(crate) fn fixed(text: Bytes, tally: Tally) -> Self {
+    pub(crate) fn fixed(text: String, tally: Tally) -> Self {
         Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(tally))
     }
 
@@ -221,7 +220,7 @@ impl AnswerBody {
     }
 
     /// A text of ours whose account is closed already.
-    pub(crate) fn unaccounted(text: Bytes) -> Self {
+    pub(crate) fn unaccounted(text: String) -> Self {
         Self::Fixed(Some(text), None)
     }
 

@@ -1,7 +1,6 @@
 //! What nullhop itself says: one table from [`Refusal`] to status, headers and text, in the dialect of
 //! the API that was called. All texts are fixed; none holds a part of a request.
 
-use bytes::Bytes;
 use http::HeaderValue;
 use http::Response;
 use http::StatusCode;
@@ -197,10 +196,10 @@ pub(super) fn internal() -> Response<AnswerBody> {
 pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
     tally.answered(200, Source::Nullhop, false);
     tally.settle(Outcome::Ok);
-    Response::new(AnswerBody::fixed(Bytes::new(), tally))
+    Response::new(AnswerBody::fixed(String::new(), tally))
 }
 
-fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Bytes) {
+fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, String) {
     let text = match refusal {
         Refusal::WrongBase(hint) => hint,
         _ => row.text,
@@ -243,7 +242,7 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Bytes
         }
         _ => {}
     }
-    (response, Bytes::from(body.to_string()))
+    (response, body.to_string())
 }
 
 fn outcome(refusal: &Refusal) -> Outcome {
@@ -277,7 +276,7 @@ mod tests {
             let (head, body) = render(&refusal, dialect, row(&refusal, dialect));
             assert_eq!(head.status(), 404);
             assert_eq!(head.headers()["x-should-retry"], "false");
-            serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+            serde_json::from_str::<serde_json::Value>(&body).unwrap()
         };
         assert_eq!(shape(Dialect::Openai)["error"]["code"], "not_found");
         assert_eq!(shape(Dialect::Openai)["error"]["message"], "set it to https://HOST/openai/v1");
