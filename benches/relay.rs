@@ -1,7 +1,7 @@
 //! What relaying costs: CPU time of nullhop's process for each unit of work, TLS on both sides, one worker.
 //!
 //! CPU time and not wall time, because it is the figure that a busy machine spoils least.
-//! `cargo bench --bench relay` prints a table; the units are those of `docs/performance.md`.
+//! `cargo bench --bench relay` prints a table.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -194,10 +194,10 @@ pub(crate) async fn upgrade(
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
     }
-    way.tally.answered(101, Source::Upstream, true);
     let Some(switched) = answer.lease.into_switched().await else {
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
     };
+    way.tally.answered(101, Source::Upstream, true);
     let silence_max = way.upstream_config().silence_timeout;
     let tally = way.tally;
     tokio::task::spawn_local(async move {

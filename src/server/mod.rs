@@ -466,4 +466,24 @@ mod tests {
         assert_eq!(dropped.get(), 1);
         assert_eq!(runtime.block_on(or_if_it_panics(async { 1 }, || 2)), 1);
     }
+
+    #[test]
+    fn a_panic_is_counted_as_ours() {
+        let metrics = crate::telemetry::metrics::Metrics::new(None);
+        let names = crate::telemetry::metrics::Names::new(["main"], [], []).unwrap();
+        let tally = Tally::open(Arc::new(metrics.bind(&names)), Instant::now());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(or_if_it_panics(
+            async move {
+                let _tally = tally;
+                tokio::task::yield_now().await;
+                panic!("words of somebody");
+            },
+            || (),
+        ));
+        let page = metrics.render();
+        let lines: Vec<_> = page.lines().filter(|line| line.contains("outcome=") && line.ends_with(" 1")).collect();
+        assert!(matches!(lines[..], [line] if line.contains("outcome=\"internal\"")), "{lines:?}");
+        assert!(page.lines().any(|line| line.starts_with("nullhop_requests_in_flight") && line.ends_with(" 0")));
+    }
 }
