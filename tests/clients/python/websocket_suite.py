@@ -1,15 +1,17 @@
-"""WebSockets through nullhop, with the library that the SDKs use, and with the SDK itself."""
+"""WebSockets through nullhop, with the library that the SDKs use, and with the SDK itself.
+
+The library's asyncio client, not its threaded one: see `again`.
+"""
 
 import asyncio
-import time
+import functools
 from socket import SHUT_RDWR
 
 import openai
-from websockets.asyncio.client import connect as connect_async
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.exceptions import ConnectionClosedError
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 import runner
 from runner import FULL
@@ -37,138 +39,138 @@ def dial(script=None, **more):
 
 
 @case
-def echo_text():
-    with dial() as socket:
+async def echo_text():
+    async with dial() as socket:
         for size in SIZES:
             text = ("ö🦀x" * size)[:size]
-            socket.send(text)
-            if socket.recv(timeout=5) != text:
+            await socket.send(text)
+            if await socket.recv() != text:
                 raise AssertionError(f"{size} characters came back changed")
 
 
 @case
-def echo_binary():
-    with dial() as socket:
+async def echo_binary():
+    async with dial() as socket:
         for size in SIZES:
             data = (bytes(range(256)) * (size // 256 + 1))[:size]
-            socket.send(data)
-            if socket.recv(timeout=5) != data:
+            await socket.send(data)
+            if await socket.recv() != data:
                 raise AssertionError(f"{size} bytes came back changed")
 
 
 @case
-def empty_message():
-    with dial() as socket:
-        socket.send("")
-        equal(socket.recv(timeout=5), "")
+async def empty_message():
+    async with dial() as socket:
+        await socket.send("")
+        equal(await socket.recv(), "")
 
 
 @case
-def fragments():
-    with dial() as socket:
-        socket.send(["one ", "", "two ", "three"])
-        equal(socket.recv(timeout=5), "one two three")
+async def fragments():
+    async with dial() as socket:
+        await socket.send(["one ", "", "two ", "three"])
+        equal(await socket.recv(), "one two three")
 
 
 @case
-def ping():
-    with dial() as socket:
-        assert socket.ping(b"payload").wait(3), "no pong"
-        socket.send("after")
-        equal(socket.recv(timeout=5), "after")
+async def ping():
+    async with dial() as socket:
+        await asyncio.wait_for(await socket.ping(b"payload"), 3)
+        await socket.send("after")
+        equal(await socket.recv(), "after")
 
 
 @case
-def ping_from_the_provider():
+async def ping_from_the_provider():
     # The library answers with a pong by itself; the connection stays of use.
-    with dial("ws=ping") as socket:
-        socket.send("after")
-        equal(socket.recv(timeout=5), "after")
+    async with dial("ws=ping") as socket:
+        await socket.send("after")
+        equal(await socket.recv(), "after")
 
 
 @case
-def many_messages_in_order():
-    with dial() as socket:
+async def many_messages_in_order():
+    async with dial() as socket:
         for number in range(500):
-            socket.send(str(number))
-        equal([socket.recv(timeout=5) for _ in range(500)], [str(number) for number in range(500)])
+            await socket.send(str(number))
+        equal([await socket.recv() for _ in range(500)], [str(number) for number in range(500)])
 
 
 @case
-def close_by_the_client():
+async def close_by_the_client():
     for code in (1000, 1001, 3000, 4001):
-        with dial() as socket:
-            socket.close(code, "enough")
+        async with dial() as socket:
+            await socket.close(code, "enough")
             equal(socket.protocol.close_rcvd.code, code)
 
 
 @case
-def close_by_the_provider():
+async def close_by_the_provider():
     for code in (1000, 1008, 1011, 4002):
-        with dial(f"ws=close{code}") as socket:
+        async with dial(f"ws=close{code}") as socket:
             with raises(ConnectionClosed) as caught:
-                socket.recv(timeout=5)
+                await socket.recv()
             equal(caught.error.rcvd.code, code)
 
 
-def lost_connection(script):
-    with dial(script) as socket:
+async def lost_connection(script):
+    async with dial(script) as socket:
         with raises(ConnectionClosedError) as caught:
-            socket.send("Hi")
-            socket.recv(timeout=5)
+            await socket.send("Hi")
+            await socket.recv()
         equal(caught.error.rcvd, None)
 
 
 @case
-def reset_by_the_provider():
-    lost_connection("ws=reset")
+async def reset_by_the_provider():
+    await lost_connection("ws=reset")
 
 
 @case
-def fin_by_the_provider():
-    lost_connection("ws=fin")
+async def fin_by_the_provider():
+    await lost_connection("ws=fin")
 
 
 @case
-def leave_without_a_word():
-    socket = dial()
-    socket.socket.shutdown(SHUT_RDWR)
+async def leave_without_a_word():
+    socket = await dial()
+    socket.transport.get_extra_info("socket").shutdown(SHUT_RDWR)
     left()
 
 
 @case
-def silence_is_allowed():
-    with dial(ping_interval=None) as socket:
-        time.sleep(2)
-        socket.send("still here")
-        equal(socket.recv(timeout=5), "still here")
+async def silence_is_allowed():
+    async with dial(ping_interval=None) as socket:
+        await asyncio.sleep(2)
+        await socket.send("still here")
+        equal(await socket.recv(), "still here")
 
 
 @case
-def compression_is_not_agreed():
-    with dial(compression="deflate") as socket:
+async def compression_is_not_agreed():
+    async with dial(compression="deflate") as socket:
         equal(socket.protocol.extensions, [])
         equal(socket.response.headers.get("sec-websocket-extensions"), None)
 
 
 @case
-def refusal_by_the_provider():
+async def refusal_by_the_provider():
     with raises(InvalidStatus) as caught:
-        dial("ws=refuse;status=426")
+        await dial("ws=refuse;status=426")
     equal(caught.error.response.status_code, 426)
 
 
 @case(own=True)
-def not_served_here():
+async def not_served_here():
     with raises(InvalidStatus) as caught:
-        connect(address("anthropic", "/v1/messages"), **options())
+        await connect(address("anthropic", "/v1/messages"), **options())
     equal(caught.error.response.status_code, 426)
 
 
 @case(seconds=20)
 async def parallel_sockets():
     async def one(number):
-        async with connect_async(address(), **options()) as socket:
+        async with connect(address(), **options()) as socket:
             for turn in range(20):
                 await socket.send(f"{number}.{turn}")
                 equal(await socket.recv(), f"{number}.{turn}")
@@ -180,7 +182,25 @@ def sdk():
     return openai.OpenAI(base_url=base("openai", "/v1"), api_key=runner.KEY, max_retries=0)
 
 
+def again(function):
+    """Dials once more when the handshake timed out.
+
+    The library's threaded client sometimes loses the server's first bytes: two of its threads use one TLS socket. It does so
+    with the provider alone as well (NULLHOP_DIRECT=1), about once in 200 dials on a busy machine.
+    """
+
+    @functools.wraps(function)
+    def twice():
+        try:
+            function()
+        except TimeoutError:
+            function()
+
+    return twice
+
+
 @case
+@again
 def sdk_realtime():
     with sdk() as client, client.realtime.connect(model="x") as connection:
         connection.conversation.item.create(
@@ -200,6 +220,7 @@ async def sdk_realtime_async():
 
 
 @case
+@again
 def sdk_responses_socket():
     with sdk() as client, client.responses.connect() as connection:
         connection.response.create(model="m", input="höi")
