@@ -28,6 +28,7 @@ use clap::Parser;
 /// The program, from its command line to its exit code.
 pub fn main() -> ExitCode {
     telemetry::log::install_panic_hook();
+    hygiene::measure::read_environment();
     let hardened = hygiene::process::harden();
     cli::dispatch(cli::Cli::parse(), |arguments| run(arguments, hardened), |arguments| demo::run(&arguments, hardened))
 }

@@ -11,6 +11,8 @@ use std::alloc::GlobalAlloc;
 use std::alloc::Layout;
 use std::alloc::System;
 
+use super::measure::Measure;
+use super::measure::taken;
 use super::wipe::wipe_raw;
 
 /// The system allocator with a clear before each free.
@@ -41,7 +43,9 @@ unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller owns `layout.size()` bytes at `block` and gives them up with this call.
         unsafe {
-            wipe_raw(block, layout.size());
+            if taken(Measure::FreedBlocks) {
+                wipe_raw(block, layout.size());
+            }
             System.dealloc(block, layout);
         }
     }

@@ -14,6 +14,8 @@ use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
 
+use super::measure::Measure;
+use super::measure::taken;
 use super::wipe::wipe_raw;
 
 /// A piece of a body. Has no `Debug`, no `Clone`, no `Serialize`: it can be written to a socket or
@@ -54,7 +56,9 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Inner::Relayed { address, len, .. } = self.0 {
+        if let Inner::Relayed { address, len, .. } = self.0
+            && taken(Measure::Chunks)
+        {
             // SAFETY: `relayed`'s contract makes the region exclusively ours, and `bytes`, still
             // alive here, keeps its block from being freed. The allocator exposed the block's
             // provenance, so the address may be turned back into a pointer for writing; `bytes` is

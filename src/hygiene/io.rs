@@ -21,6 +21,8 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use super::measure::Measure;
+use super::measure::taken;
 use super::wipe::wipe;
 use super::wipe::wipe_raw;
 
@@ -47,7 +49,7 @@ impl Spare {
         self.same_block(start + room);
         let dirty = self.dirty_end.saturating_sub(start).min(room);
         self.dirty_end = start;
-        dirty
+        if taken(Measure::SpareRoom) { dirty } else { 0 }
     }
 
     fn same_block(&mut self, room_end: usize) {
@@ -155,6 +157,7 @@ impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, slices);
         if self.clear_written
+            && taken(Measure::WrittenFrames)
             && let Poll::Ready(Ok(written)) = polled
         {
             clear_written(slices, written);

@@ -3,6 +3,7 @@
 pub(crate) mod alloc;
 pub(crate) mod chunk;
 pub(crate) mod io;
+pub mod measure;
 pub(crate) mod process;
 pub(crate) mod stack;
 pub(crate) mod wipe;

@@ -8,6 +8,8 @@
 
 use std::mem::MaybeUninit;
 
+use super::measure::Measure;
+use super::measure::taken;
 use super::wipe::wipe_raw;
 
 /// How deep a worker's turn reaches below the place where it parks: TLS inside hyper inside the
@@ -34,6 +36,9 @@ pub(crate) fn scrub_crypto() {
 
 #[inline(always)]
 fn scrub<const DEPTH: usize>() {
+    if !taken(Measure::Stack) {
+        return;
+    }
     let mut room = MaybeUninit::<[u8; DEPTH]>::uninit();
     // SAFETY: `room` is this frame's own and valid for writes of its size; no reference to it exists.
     unsafe { wipe_raw(room.as_mut_ptr().cast(), DEPTH) }
