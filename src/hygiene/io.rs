@@ -21,6 +21,7 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use super::head::HeadMark;
 use super::measure::Measure;
 use super::measure::taken;
 use super::wipe::wipe;
@@ -75,6 +76,8 @@ pub(crate) struct HyperIo<T> {
     /// Whether what was written is cleared where it stands; only for h2, whose buffers are all on
     /// the heap. h1's are not: the ends of chunks are constants.
     clear_written: bool,
+    /// For h1: whether the next write begins with a head, which is cleared in hyper's buffer.
+    head: HeadMark,
 }
 
 impl<T> HyperIo<T> {
@@ -85,12 +88,23 @@ impl<T> HyperIo<T> {
 
     /// The same with reads of at most `read_bytes_max`.
     pub(crate) fn reading(transport: T, read_bytes_max: usize) -> Self {
-        Self { transport, read_bytes_max, spare: Spare::default(), clear_written: false }
+        Self {
+            transport,
+            read_bytes_max,
+            spare: Spare::default(),
+            clear_written: false,
+            head: HeadMark::default(),
+        }
     }
 
     /// The same for an h2 connection.
     pub(crate) fn h2(transport: T, read_bytes_max: usize) -> Self {
         Self { clear_written: true, ..Self::reading(transport, read_bytes_max) }
+    }
+
+    /// The same for an h1 connection whose heads are announced by `head`.
+    pub(crate) fn announced_by(self, head: HeadMark) -> Self {
+        Self { head, ..self }
     }
 
     /// The transport, after an upgrade.
@@ -156,25 +170,48 @@ impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, slices);
-        if self.clear_written
-            && taken(Measure::WrittenFrames)
-            && let Poll::Ready(Ok(written)) = polled
-        {
-            clear_written(slices, written);
+        if let Poll::Ready(Ok(written)) = polled {
+            if self.clear_written {
+                if taken(Measure::WrittenFrames) {
+                    clear_written(slices, written);
+                }
+            } else if self.head.is_announced() {
+                self.clear_head(slices, written);
+            }
         }
         polled
     }
 }
 
+/// Shorter than any head, longer than any constant that hyper's h1 writes (the ends of chunks).
+const HEAD_BYTES_MIN: usize = 16;
+
+impl<T> HyperIo<T> {
+    /// Clears what an h1 write has taken of the head that it began with. hyper keeps a head in a
+    /// `Vec` of its own, the first slice of the write, and the next one overwrites it.
+    fn clear_head(&self, slices: &[io::IoSlice<'_>], written: usize) {
+        let Some(first) = slices.first() else { return };
+        if self.head.begins(first.len() >= HEAD_BYTES_MIN) {
+            if written >= first.len() {
+                self.head.is_out();
+            }
+            if taken(Measure::Heads) {
+                clear_written(std::slice::from_ref(first), written);
+            }
+        }
+    }
+}
+
 /// Clears the first `written` bytes of `slices` where they stand.
 ///
-/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface).
+/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface),
+/// and for the first slice of an h1 write that begins with a head.
 /// h2 hands in its encoder's buffer and the payloads queued behind it, and moves past `written`
 /// bytes next without looking at them again.
 fn clear_written(slices: &[io::IoSlice<'_>], mut written: usize) {
     for slice in slices {
         let len = slice.len().min(written);
-        // SAFETY: the slices are the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
+        // SAFETY: the slices are hyper's `Vec` of an h1 head, the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
         // or texts of ours made of a `String`: blocks of the global allocator, which exposes their
         // provenance, each with one owner, which is blocked in this very call and will drop or
         // overwrite these bytes without reading them. The references in `slices` are not read again

@@ -18,6 +18,7 @@ use tokio::time::Sleep;
 
 use crate::config::Limits;
 use crate::hygiene::Chunk;
+use crate::hygiene::head::HeadMark;
 use crate::relay::AnswerBody;
 use crate::relay::BodyFault;
 use crate::relay::StallMark;
@@ -41,6 +42,8 @@ pub(super) struct Connection {
     pub(super) protocol: Protocol,
     pub(super) watch: SocketWatch,
     pub(super) local: Option<SocketAddr>,
+    /// Tells an h1 connection's transport that the head of an answer is about to be written.
+    pub(super) head: HeadMark,
     /// Places and gauges that go with the connection, also into a WebSocket.
     pub(super) hold: Rc<dyn Any>,
     limits: Limits,
@@ -92,6 +95,7 @@ impl Connection {
             protocol,
             watch,
             local,
+            head: HeadMark::default(),
             hold,
             opened: now,
             age_max: Duration::from_millis(spread(

@@ -37,6 +37,7 @@ use crate::config::Config;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
 use crate::hygiene::WipedIncoming;
+use crate::hygiene::head::lift_request;
 use crate::hygiene::io::HyperIo;
 use crate::relay;
 use crate::relay::AnswerBody;
@@ -153,8 +154,12 @@ impl Server {
         let connection = Connection::new(protocol, watch, hold, limits.clone(), self.next_jitter());
         let service = {
             let (server, connection) = (self.clone(), connection.clone());
-            service_fn(move |request| {
+            service_fn(move |mut request| {
                 let (server, connection) = (server.clone(), connection.clone());
+                // Before anything else looks at it, and while hyper still polls this connection.
+                if connection.protocol == Protocol::H1 {
+                    lift_request(&mut request);
+                }
                 let stall = StallMark::default();
                 connection.announce(stall.clone());
                 async move { Ok::<_, Infallible>(server.respond(connection, request, stall).await) }
@@ -163,7 +168,7 @@ impl Server {
         let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {
-                let io = HyperIo::reading(transport, READ_BYTES_MAX);
+                let io = HyperIo::reading(transport, READ_BYTES_MAX).announced_by(guards.connection.head.clone());
                 let hyper = http1::Builder::new()
                     .header_read_timeout(None)
                     .max_headers(limits.head_fields)
@@ -217,6 +222,7 @@ impl Server {
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        connection.head.announce();
         response.map(|body| Served::new(body, place))
     }
 

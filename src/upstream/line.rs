@@ -22,6 +22,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Switched;
 use super::upload::RequestBody;
 use crate::clock::TokioTimer;
+use crate::hygiene::head::HeadMark;
+use crate::hygiene::head::lift_response;
 use crate::hygiene::io::HyperIo;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
@@ -77,6 +79,8 @@ pub(crate) struct H1Line {
     over: bool,
     /// Interim answers to the current request.
     informational: Arc<AtomicU32>,
+    /// Tells the transport that a head is about to be written.
+    head: HeadMark,
     /// An exchange is under way or ended badly.
     busy: BusyLine,
     /// The last exchange's end, while pooled.
@@ -86,11 +90,13 @@ pub(crate) struct H1Line {
 
 impl H1Line {
     pub(super) async fn new(transport: Transport, watch: SocketWatch, open: Open) -> Option<Self> {
+        let head = HeadMark::default();
+        let io = HyperIo::new(transport).announced_by(head.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(H1_BUFFER_BYTES)
             .max_header_size(H1_BUFFER_BYTES)
             .max_headers(HEAD_FIELDS)
-            .handshake(HyperIo::new(transport))
+            .handshake(io)
             .await
             .ok()?;
         let busy = BusyLine { watch: watch.clone(), busy: false };
@@ -100,6 +106,7 @@ impl H1Line {
             watch,
             over: false,
             informational: Arc::default(),
+            head,
             busy,
             idle_since: Instant::now(),
             open,
@@ -136,8 +143,9 @@ impl H1Line {
         hyper::ext::on_informational(&mut request, move |_| {
             informational.fetch_add(1, Relaxed);
         });
+        self.head.announce();
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        std::future::poll_fn(|cx| {
+        let answered = std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
                     return Poll::Ready(answer.map_err(LineFault::from));
@@ -159,7 +167,11 @@ impl H1Line {
                 }
             }
         })
-        .await
+        .await;
+        answered.map(|mut response| {
+            lift_response(&mut response);
+            response
+        })
     }
 
     /// Whether another exchange may use it: the last one ended on both sides, and nothing that
