@@ -15,6 +15,7 @@ pub(crate) mod relay;
 pub(crate) mod route;
 pub(crate) mod server;
 pub(crate) mod socket;
+pub(crate) mod stand_in;
 pub(crate) mod systemd;
 pub(crate) mod telemetry;
 pub(crate) mod tls;
