@@ -55,8 +55,7 @@ fn lift_target(target: &mut Uri) {
     // What cannot be copied is left out, and the request is refused for it.
     parts.scheme = original.scheme().cloned();
     parts.authority = original.authority().and_then(|authority| Authority::try_from(authority.as_str()).ok());
-    parts.path_and_query =
-        original.path_and_query().and_then(|target| PathAndQuery::try_from(target.as_str()).ok());
+    parts.path_and_query = original.path_and_query().and_then(|target| PathAndQuery::try_from(target.as_str()).ok());
     *target = Uri::from_parts(parts).unwrap_or_default();
     if let Some(authority) = original.authority() {
         // SAFETY: as in `lift_values`; `http::Uri` slices the request line, which is not a constant.

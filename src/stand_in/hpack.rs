@@ -185,10 +185,13 @@ pub(super) fn put_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     put_string(out, value);
 }
 
+/// A name and a value.
+type Field = (Box<[u8]>, Box<[u8]>);
+
 /// Reads a peer's blocks. Its table holds what the peer may refer to: blocks of its own, which the
 /// allocator clears when they go.
 pub(super) struct Decoder {
-    table: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    table: VecDeque<Field>,
     bytes: usize,
     /// As the peer has set it.
     bytes_max: usize,

@@ -298,6 +298,12 @@ impl Incoming {
             // Number 0, which nothing has (RFC 7541 section 6.1): h2 ends the connection.
             out.push(0x80);
         } else if list_bytes > list_bytes_max {
+            if role == Role::Server {
+                // A bomb: far more than any head that gets an answer.
+                let head = FrameHead { len: 0, kind: CONTINUATION, flags: 0, stream: open.stream };
+                return self.break_with(head);
+            }
+            // One provider's long answer is no reason to lose the others' streams.
             out.clear();
             // h2 resets the stream: no such field may be there (RFC 9113 section 8.2.2).
             put_field(&mut out, b"connection", b"x");

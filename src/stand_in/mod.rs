@@ -189,9 +189,14 @@ struct Both {
 
 impl StandIns {
     /// What must stand between the connection's transport and h2. `list_bytes_max`: the longest
-    /// header list that is looked at, as RFC 9113 section 6.5.2 counts; a longer one fails its stream.
+    /// header list that is looked at, as RFC 9113 section 6.5.2 counts; a longer one ends a client's connection,
+    /// and an upstream's stream.
     pub(crate) fn rewriter(&self, role: Role, list_bytes_max: usize) -> Rewriter {
-        Rewriter { incoming: Incoming::new(role, list_bytes_max), outgoing: Outgoing::default(), stand_ins: self.clone() }
+        Rewriter {
+            incoming: Incoming::new(role, list_bytes_max),
+            outgoing: Outgoing::default(),
+            stand_ins: self.clone(),
+        }
     }
 
     /// Puts the values back into a request that h2 has just handed out. `false` if they are not there any more.
@@ -359,5 +364,289 @@ impl Queue {
             self.bytes.clear();
             self.start = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stand_in::hpack::Decoder;
+    use crate::stand_in::hpack::put_field;
+    use crate::stand_in::hpack::put_string;
+
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        FrameHead { len: payload.len(), kind, flags, stream }.put(&mut out);
+        out.extend_from_slice(payload);
+        out
+    }
+
+    /// What h2 gets when the wire brings `wire` in pieces of `piece` bytes, through a room of `room`.
+    fn through(stand_ins: &StandIns, role: Role, wire: &[u8], piece: usize, room: usize) -> Vec<u8> {
+        let mut rewriter = stand_ins.rewriter(role, 64 << 10);
+        let mut got = Vec::new();
+        let drain = |rewriter: &mut Rewriter, got: &mut Vec<u8>| {
+            while !rewriter.kept().is_empty() {
+                let count = rewriter.kept().len().min(room);
+                got.extend_from_slice(&rewriter.kept()[..count]);
+                rewriter.took(count);
+            }
+        };
+        for bytes in wire.chunks(piece) {
+            let mut bytes = bytes.to_vec();
+            let count = rewriter.received(&mut bytes);
+            got.extend_from_slice(&bytes[..count]);
+            assert!(bytes[count..].iter().all(|byte| *byte == 0), "what h2 does not get is cleared");
+            drain(&mut rewriter, &mut got);
+        }
+        got
+    }
+
+    /// The fields of the head frames in `wire`, and the other frames' bytes.
+    fn heads(wire: &[u8]) -> (Vec<Vec<(String, String)>>, Vec<u8>) {
+        let (mut heads, mut others, mut block) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rest = wire;
+        while !rest.is_empty() {
+            let head = FrameHead::parse(rest.first_chunk().expect("a head"));
+            let payload = &rest[FRAME_HEAD..FRAME_HEAD + head.len];
+            if head.is_of_a_head() {
+                let skip = if head.flags & PRIORITY != 0 { 5 } else { 0 };
+                assert_eq!(head.flags & PADDED, 0);
+                block.extend_from_slice(&payload[skip..]);
+                if head.flags & END_HEADERS != 0 {
+                    let mut fields = Vec::new();
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    let each = |name: &[u8], value: &[u8]| fields.push((text(name), text(value)));
+                    Decoder::new().decode(&block, each).expect("a block");
+                    heads.push(fields);
+                    block.clear();
+                }
+            } else {
+                others.extend_from_slice(&rest[..FRAME_HEAD + head.len]);
+            }
+            rest = &rest[FRAME_HEAD + head.len..];
+        }
+        (heads, others)
+    }
+
+    fn request_of(fields: &[(String, String)]) -> Request<()> {
+        let mut request = Request::new(());
+        for (name, value) in fields {
+            if name == ":path" {
+                *request.uri_mut() = value.parse().expect("a path");
+            } else if !name.starts_with(':') {
+                let name = http::HeaderName::from_bytes(name.as_bytes()).expect("a name");
+                request.headers_mut().append(name, value.parse().expect("a value"));
+            }
+        }
+        request
+    }
+
+    /// A head with an indexed secret, padding and priority; one that refers to it, cut into
+    /// CONTINUATIONs; bodies in between.
+    fn wire() -> Vec<u8> {
+        let mut first = vec![0x83, 0x87, 0x44];
+        let path = huffman::encode(b"/v1/chat?key=secret-query");
+        first.extend_from_slice(&[0x80 | path.len() as u8]);
+        first.extend_from_slice(&path);
+        first.extend_from_slice(&[0x40]);
+        put_string(&mut first, b"authorization");
+        put_string(&mut first, b"Bearer secret-key");
+        put_field(&mut first, b"content-length", b"5");
+        let mut padded = vec![3, 0, 0, 0, 0, 15];
+        padded.extend_from_slice(&first);
+        padded.extend_from_slice(&[0; 3]);
+        let mut second = vec![0x82, 0x87];
+        put_field(&mut second, b":path", b"/v2");
+        // The authorization of before: the first entry after the path, which was indexed before it.
+        second.push(0xbe);
+        put_field(&mut second, b"x-twice", b"one");
+        put_field(&mut second, b"x-twice", b"two");
+        [
+            PREFACE.to_vec(),
+            frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]),
+            frame(HEADERS, END_HEADERS | PADDED | PRIORITY, 1, &padded),
+            frame(0, 1, 1, b"hello"),
+            frame(HEADERS, DATA_END_STREAM, 3, &second[..4]),
+            frame(CONTINUATION, 0, 3, &[]),
+            frame(CONTINUATION, END_HEADERS, 3, &second[4..]),
+            frame(SETTINGS, 1, 0, b""),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn requests_arrive_whole_at_any_cut_and_h2_sees_no_value() {
+        let wire = wire();
+        for (piece, room) in (1..=wire.len()).map(|piece| (piece, 7)).chain([(64, 1), (9, 4096)]) {
+            let stand_ins = StandIns::default();
+            let got = through(&stand_ins, Role::Server, &wire, piece, room);
+            assert!(!got.windows(6).any(|window| window == b"secret"), "pieces of {piece}");
+            let got = got.strip_prefix(PREFACE).expect("the preface passes");
+            let (heads, others) = heads(got);
+            let expected =
+                [frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]), frame(0, 1, 1, b"hello"), frame(SETTINGS, 1, 0, b"")];
+            assert_eq!(others, expected.concat(), "pieces of {piece}");
+            let [first, second] = heads.as_slice() else { panic!("{heads:?}") };
+            assert!(first.contains(&("content-length".to_owned(), "5".to_owned())), "h2 reads that");
+            assert!(second.contains(&(":method".to_owned(), "GET".to_owned())));
+            // In the other order: heads are found whoever asks first.
+            let mut request = request_of(second);
+            assert!(stand_ins.restore_request(&mut request));
+            assert_eq!(request.uri(), "/v2");
+            assert_eq!(request.headers()["authorization"], "Bearer secret-key");
+            let twice: Vec<_> = request.headers().get_all("x-twice").iter().collect();
+            assert_eq!(twice, ["one", "two"]);
+            let mut request = request_of(first);
+            assert!(stand_ins.restore_request(&mut request));
+            assert_eq!(request.uri(), "/v1/chat?key=secret-query");
+            assert_eq!(request.headers()["authorization"], "Bearer secret-key");
+            assert!(stand_ins.is_empty(), "nothing waits");
+            assert!(!stand_ins.restore_request(&mut request_of(first)), "not twice");
+        }
+    }
+
+    #[test]
+    fn what_breaks_the_rules_ends_with_a_frame_that_h2_refuses() {
+        let cases: [(&str, Vec<u8>); 8] = [
+            ("a CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, b"\x82")),
+            ("another frame in a head", [frame(HEADERS, 0, 1, b"\x82"), frame(0, 0, 1, b"x")].concat()),
+            ("another stream's", [frame(HEADERS, 0, 1, b"\x82"), frame(CONTINUATION, 4, 3, b"\x82")].concat()),
+            ("all padding", frame(HEADERS, END_HEADERS | PADDED, 1, &[9, 0x82])),
+            ("no priority", frame(HEADERS, END_HEADERS | PRIORITY, 1, &[0, 0])),
+            ("too long a frame", frame(HEADERS, END_HEADERS, 1, &vec![0; FRAME_BYTES_MAX + 1])),
+            ("too many pieces", [frame(HEADERS, 0, 1, b"\x82"), frame(CONTINUATION, 0, 1, b"").repeat(100)].concat()),
+            ("a list too long", {
+                let mut block = vec![0x40];
+                put_string(&mut block, b"a");
+                put_string(&mut block, &[b'v'; 3000]);
+                block.extend_from_slice(&[0xbe; 200]);
+                frame(HEADERS, END_HEADERS, 1, &block)
+            }),
+        ];
+        for (what, bytes) in cases {
+            let wire = [PREFACE.to_vec(), bytes, frame(0, 0, 1, b"content behind it")].concat();
+            for piece in [1, 5, wire.len()] {
+                let got = through(&StandIns::default(), Role::Server, &wire, piece, 64);
+                let got = &got[PREFACE.len()..];
+                let head = FrameHead::parse(got.first_chunk().expect("a frame"));
+                assert!(head.is_of_a_head() && got.len() == FRAME_HEAD, "{what}: {got:?}");
+            }
+        }
+        // Not HPACK: a head that h2 cannot read either.
+        let wire = [PREFACE.to_vec(), frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff")].concat();
+        let got = through(&StandIns::default(), Role::Server, &wire, 3, 64);
+        assert_eq!(got[PREFACE.len()..], frame(HEADERS, END_HEADERS, 1, b"\x80"));
+    }
+
+    #[test]
+    fn heads_nobody_asks_for_are_forgotten() {
+        let stand_ins = StandIns::default();
+        through(&stand_ins, Role::Server, &wire(), 4096, 64);
+        assert!(!stand_ins.is_empty());
+        stand_ins.forget_arrived(Instant::now());
+        assert!(!stand_ins.is_empty(), "they have just come");
+        stand_ins.forget_arrived(Instant::now() + FORGOTTEN_AFTER);
+        assert!(stand_ins.is_empty());
+    }
+
+    /// What goes out when h2 hands in `frames` in any cut that the transport makes of them.
+    fn written(stand_ins: &StandIns, frames: &[u8], take: usize) -> Vec<u8> {
+        let mut rewriter = stand_ins.rewriter(Role::Client, 64 << 10);
+        let (mut out, mut rest) = (Vec::new(), frames);
+        loop {
+            let waiting = rewriter.waiting();
+            let count = waiting.len().min(take);
+            out.extend_from_slice(&waiting[..count]);
+            rewriter.sent(count);
+            if !rewriter.waiting().is_empty() {
+                continue;
+            }
+            if rest.is_empty() {
+                return out;
+            }
+            // h2 hands in its buffer and the payload behind it as two slices.
+            let middle = rest.len().min(12);
+            let slices = [IoSlice::new(&rest[..middle]), IoSlice::new(&rest[middle..])];
+            match rewriter.plan(&slices).expect("frames") {
+                Plan::Absorb(len) => {
+                    rewriter.absorb(&slices, len).expect("a head");
+                    rest = &rest[len..];
+                }
+                Plan::Pass(len) => {
+                    let count = len.min(take);
+                    rewriter.passed(&slices, count);
+                    out.extend_from_slice(&rest[..count]);
+                    rest = &rest[count..];
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_depart_with_their_values_and_everything_else_as_it_is() {
+        for take in [1, 2, 8, 9, 10, 100, 100_000] {
+            let stand_ins = StandIns::default();
+            let mut request = Request::new(());
+            *request.uri_mut() = "https://host/v1/x?key=secret".parse().expect("target");
+            let long = "l".repeat(40_000);
+            for (name, value) in [("authorization", "Bearer secret"), ("x-long", &long), ("content-length", "3")] {
+                request.headers_mut().append(name, value.parse().expect("value"));
+            }
+            let departure = stand_ins.replace_request(&mut request);
+            assert!(!format!("{request:?}").contains("secret"), "h2 sees none of it");
+            // As h2 encodes it: coded, the path without an index, values never indexed.
+            let mut block = vec![0x83, 0x87, 0x04];
+            let coded = |block: &mut Vec<u8>, text: &str| {
+                let coded = huffman::encode(text.as_bytes());
+                block.push(0x80 | coded.len() as u8);
+                block.extend_from_slice(&coded);
+            };
+            coded(&mut block, request.uri().path());
+            for (name, value) in request.headers() {
+                block.push(if name == "content-length" { 0x00 } else { 0x10 });
+                coded(&mut block, name.as_str());
+                coded(&mut block, value.to_str().expect("text"));
+            }
+            let frames = [
+                frame(SETTINGS, 0, 0, &[0; 6]),
+                frame(HEADERS, 0, 1, &block[..5]),
+                frame(CONTINUATION, END_HEADERS, 1, &block[5..]),
+                frame(0, 1, 1, b"abc"),
+            ]
+            .concat();
+            let out = written(&stand_ins, &frames, take);
+            let (heads, others) = heads(&out);
+            assert_eq!(others, [frame(SETTINGS, 0, 0, &[0; 6]), frame(0, 1, 1, b"abc")].concat());
+            let expected = [
+                (":method", "POST"),
+                (":scheme", "https"),
+                (":path", "/v1/x?key=secret"),
+                ("authorization", "Bearer secret"),
+                ("x-long", &long),
+                ("content-length", "3"),
+            ];
+            let expected: Vec<_> = expected.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+            assert_eq!(heads, [expected]);
+            assert!(stand_ins.is_empty(), "sent");
+            drop(departure);
+        }
+    }
+
+    #[test]
+    fn what_was_cancelled_is_sent_without_its_values() {
+        let stand_ins = StandIns::default();
+        let mut request = Request::new(());
+        request.headers_mut().append("authorization", HeaderValue::from_static("Bearer secret"));
+        drop(stand_ins.replace_request(&mut request));
+        assert!(stand_ins.is_empty());
+        let mut block = vec![0x83];
+        put_field(&mut block, b":path", request.uri().path().as_bytes());
+        put_field(&mut block, b"authorization", request.headers()["authorization"].as_bytes());
+        let out = written(&stand_ins, &frame(HEADERS, END_HEADERS, 1, &block), 4096);
+        let (heads, _) = heads(&out);
+        assert_eq!(heads[0][1..], [(":path".into(), "/".into()), ("authorization".into(), String::new())]);
     }
 }

@@ -80,12 +80,7 @@ impl Outgoing {
     ///
     /// # Errors
     /// When it is not what h2 writes: the connection cannot go on.
-    pub(super) fn absorb(
-        &mut self,
-        slices: &[IoSlice<'_>],
-        len: usize,
-        departing: &mut Waiting,
-    ) -> io::Result<()> {
+    pub(super) fn absorb(&mut self, slices: &[IoSlice<'_>], len: usize, departing: &mut Waiting) -> io::Result<()> {
         let head = frame_head(slices, 0).ok_or(io::ErrorKind::InvalidData)?;
         let mut skip = FRAME_HEAD;
         let mut left = len - FRAME_HEAD;
@@ -143,7 +138,9 @@ impl Outgoing {
             // One that is not there any more was cancelled before h2 came to sending it; its reset follows.
             let original = if let Some((id, place)) = parse(&self.text) {
                 used = Some(id);
-                Some(departing.get(id).and_then(|entry| entry.values.get(place)).map_or(&b""[..], HeaderValue::as_bytes))
+                Some(
+                    departing.get(id).and_then(|entry| entry.values.get(place)).map_or(&b""[..], HeaderValue::as_bytes),
+                )
             } else if let Some(id) = parse_path(&self.text) {
                 used = Some(id);
                 let path = departing.get(id).and_then(|entry| entry.path.as_ref());
