@@ -227,7 +227,8 @@ const ADVICE: [i32; 8] = [
 ];
 
 /// Non-blocking mode, close on exec, how much can be read; and what stdio asks of a terminal.
-const IOCTLS: [u64; 6] = [libc::FIONBIO, libc::FIOCLEX, libc::FIONCLEX, libc::FIONREAD, libc::TCGETS, libc::TIOCGWINSZ];
+const IOCTLS: [libc::Ioctl; 6] =
+    [libc::FIONBIO, libc::FIOCLEX, libc::FIONCLEX, libc::FIONREAD, libc::TCGETS, libc::TIOCGWINSZ];
 
 const FCNTLS: [i32; 5] = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_GETFL, libc::F_SETFD, libc::F_SETFL];
 
@@ -278,7 +279,7 @@ fn conditions() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendE
     ];
     for (call, argument, values) in [
         (libc::SYS_fcntl, 1, FCNTLS.map(|value| value as u64).to_vec()),
-        (libc::SYS_ioctl, 1, IOCTLS.to_vec()),
+        (libc::SYS_ioctl, 1, IOCTLS.map(|value| value as u64).to_vec()),
         (libc::SYS_madvise, 2, ADVICE.map(|value| value as u64).to_vec()),
         (libc::SYS_prctl, 0, PRCTLS.map(|value| value as u64).to_vec()),
         (libc::SYS_socket, 0, FAMILIES.map(|value| value as u64).to_vec()),
