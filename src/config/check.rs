@@ -582,14 +582,11 @@ impl Checker<'_> {
 /// Where a file is found again after it was replaced: its folder, and behind links that of what it leads to. A file that
 /// stands in `/` comes back itself, or else everything could be read.
 pub(super) fn folders_of(path: &Path) -> Vec<PathBuf> {
-    let folder = |path: &Path| match path.parent() {
-        Some(folder) if folder == Path::new("/") => path.to_owned(),
-        Some(folder) if folder == Path::new("") => PathBuf::from("."),
-        Some(folder) => folder.to_owned(),
-        None => path.to_owned(),
+    let folder = |path: PathBuf| {
+        let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        fs::canonicalize(parent).ok().filter(|folder| folder != Path::new("/")).unwrap_or(path)
     };
-    let target = fs::canonicalize(path).ok();
-    [Some(folder(path)), target.as_deref().map(folder)].into_iter().flatten().collect()
+    [Some(path.to_owned()), fs::canonicalize(path).ok()].into_iter().flatten().map(folder).collect()
 }
 
 fn texts(items: &[(Span, String)]) -> Vec<String> {

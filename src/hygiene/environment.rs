@@ -10,9 +10,12 @@ use std::ffi::OsStr;
 /// allocator (mallopt(3)).
 const REFUSED: [&str; 5] = ["LD_AUDIT", "LD_PRELOAD", "LD_PROFILE", "MALLOC_CHECK_", "MALLOC_TRACE"];
 
-/// Reported, if not refused: they change which libraries or which allocator settings are in force,
-/// and test runners and distributions do set them (`LD_LIBRARY_PATH`, `MALLOC_ARENA_MAX`).
+/// Reported, if not refused: the loader's other variables, and settings of C's allocator, which images do set
+/// (`MALLOC_ARENA_MAX`).
 const REPORTED: [&str; 3] = ["GLIBC_TUNABLES", "LD_", "MALLOC_"];
+
+/// Let pass: cargo and many launchers set it. It chooses where libc comes from, as the files in its place do.
+const PASSED: &str = "LD_LIBRARY_PATH";
 
 /// What the environment asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +40,7 @@ fn judge(names: impl Iterator<Item = impl AsRef<OsStr>>) -> Environment {
         if let Some(refused) = REFUSED.into_iter().find(|refused| *refused == name) {
             return Environment::Refused(refused);
         }
-        if REPORTED.iter().any(|start| name.starts_with(start)) {
+        if name != PASSED && REPORTED.iter().any(|start| name.starts_with(start)) {
             found = Environment::Reported;
         }
     }
@@ -52,11 +55,12 @@ mod tests {
     fn names_are_judged() {
         let of = |names: &[&str]| judge(names.iter());
         assert_eq!(of(&["PATH", "RUST_BACKTRACE", "RUST_LOG", "SSLKEYLOGFILE", "OLD_PRELOAD"]), Environment::Clean);
-        assert_eq!(of(&["LD_LIBRARY_PATH", "PATH"]), Environment::Reported);
+        assert_eq!(of(&["LD_LIBRARY_PATH", "PATH"]), Environment::Clean);
+        assert_eq!(of(&["LD_DEBUG", "PATH"]), Environment::Reported);
         assert_eq!(of(&["MALLOC_ARENA_MAX"]), Environment::Reported);
         assert_eq!(of(&["GLIBC_TUNABLES"]), Environment::Reported);
         for name in REFUSED {
-            assert_eq!(of(&["LD_LIBRARY_PATH", name, "PATH"]), Environment::Refused(name));
+            assert_eq!(of(&["LD_DEBUG", name, "PATH"]), Environment::Refused(name));
         }
     }
 }
