@@ -241,6 +241,7 @@ const PRCTLS: [i32; 3] = [libc::PR_GET_NAME, libc::PR_SET_NAME, libc::PR_SET_VMA
 const FAMILIES: [i32; 4] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_UNIX];
 
 /// What may be called with some arguments only: a call is allowed if all conditions of one of its rules hold.
+#[allow(clippy::unnecessary_cast, reason = "the type of an ioctl's number differs between glibc and musl")]
 fn conditions() -> Result<Vec<(c_long, Vec<SeccompRule>)>, seccompiler::BackendError> {
     let mut rules = vec![
         // The resolver's files, certificates, the configuration, process metrics: to read.
@@ -430,6 +431,45 @@ mod tests {
             let ended = behind(&filters, || errno(unsafe { libc::syscall(*call, 0, 0, 0, 0, 0, 0) }));
             assert_eq!(ended, -libc::SIGSYS, "call {call}");
         }
+    }
+
+    #[test]
+    fn a_secret_heap_can_grow() {
+        let grow = || {
+            // SAFETY: a new descriptor, and a mapping of it at an address of the kernel's choice, both of this child only.
+            unsafe {
+                let descriptor = libc::syscall(libc::SYS_memfd_secret, 0);
+                if descriptor < 0 {
+                    return errno(descriptor);
+                }
+                let descriptor = descriptor as i32;
+                if libc::ftruncate(descriptor, 4096) != 0 {
+                    return 201;
+                }
+                let rights = libc::PROT_READ | libc::PROT_WRITE;
+                let place = libc::mmap(std::ptr::null_mut(), 4096, rights, libc::MAP_SHARED, descriptor, 0);
+                if place == libc::MAP_FAILED {
+                    return 202;
+                }
+                place.cast::<u8>().write_volatile(1);
+                let guarded = libc::mprotect(place, 4096, libc::PROT_NONE);
+                let executable = libc::mmap(
+                    std::ptr::null_mut(),
+                    4096,
+                    libc::PROT_READ | libc::PROT_EXEC,
+                    libc::MAP_SHARED,
+                    descriptor,
+                    0,
+                );
+                if executable != libc::MAP_FAILED {
+                    return 203;
+                }
+                guarded + libc::munmap(place, 4096)
+            }
+        };
+        let ended = behind(&Filters::new(false).expect("filters"), grow);
+        // ENOSYS: this kernel has none (secretmem.enable).
+        assert!([0, libc::ENOSYS].contains(&ended), "{ended}");
     }
 
     #[test]
