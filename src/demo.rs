@@ -41,14 +41,15 @@ const WORDS: [&str; 12] =
 
 /// Runs the demo; returns when it is interrupted, or after one stream with `--once`.
 pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
-    let Some(provider) = start_provider() else {
+    let Some((provider, socket)) = bind_provider() else {
         eprintln!("nullhop demo: cannot listen on 127.0.0.1");
         return ExitCode::FAILURE;
     };
     let port = arguments.port.unwrap_or(0);
+    // Not the guards that this machine lacks: those are for who serves with `run`.
     let text = format!(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[runtime]\nworkers = 1\n[drain]\ngrace = \"0s\"\ndeadline = \"2s\"\n\
-         [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"\n\
+         [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n\
          [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"http://{provider}\"\nbare = true\n\
          [[upstream]]\nname = \"anthropic\"\nprovider = \"anthropic\"\nurl = \"http://{provider}\"\nbare = true\n\
          [[upstream]]\nname = \"gemini\"\nprovider = \"gemini\"\nurl = \"http://{provider}\"\nbare = true\n"
@@ -68,6 +69,11 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // After the start, so that the process is locked down before it has a second thread.
+    if start_provider(socket).is_none() {
+        eprintln!("nullhop demo: cannot start a thread");
+        return ExitCode::FAILURE;
+    }
     let address = bound.listeners[0];
     let metrics = bound.metrics;
     let Some(pem) = bound.self_signed_pem() else { return ExitCode::FAILURE };
@@ -190,11 +196,14 @@ fn tell(address: SocketAddr, metrics: Option<SocketAddr>, measured: &Measured, o
     println!("Ctrl-C ends it.");
 }
 
-/// The provider: its own thread, ends with the process.
-fn start_provider() -> Option<SocketAddr> {
+fn bind_provider() -> Option<(SocketAddr, std::net::TcpListener)> {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").ok()?;
     socket.set_nonblocking(true).ok()?;
-    let address = socket.local_addr().ok()?;
+    Some((socket.local_addr().ok()?, socket))
+}
+
+/// The provider: its own thread, ends with the process.
+fn start_provider(socket: std::net::TcpListener) -> Option<()> {
     std::thread::Builder::new()
         .name("demo-provider".to_owned())
         .spawn(move || {
@@ -215,8 +224,8 @@ fn start_provider() -> Option<SocketAddr> {
                 }
             });
         })
-        .ok()?;
-    Some(address)
+        .ok()
+        .map(drop)
 }
 
 /// An answer in the dialect of the path that was called.

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
 use crate::provider::Provider;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub node: Node,
     /// Threads.
     pub runtime: Runtime,
+    /// The process's own memory.
+    pub memory: Memory,
     /// At least one.
     pub listeners: Vec<Listener>,
     /// Empty means: one self-signed certificate made in memory at start.
@@ -56,6 +59,9 @@ pub struct Config {
     pub log: Log,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
+    /// Folders that a reload reads: those of the configuration's own file and of every file that it
+    /// names, also behind links. A file that stands in `/` is here itself.
+    pub readable: Vec<PathBuf>,
     /// 48 bits over the configuration without its secrets (METRICS: `nullhop_config_fingerprint`).
     pub fingerprint: u64,
 }
@@ -70,6 +76,12 @@ pub struct Node {
 pub struct Runtime {
     /// Threads that serve traffic, 1 to 256. Written as 0: one per core.
     pub workers: usize,
+}
+
+/// `[memory]`
+pub struct Memory {
+    /// Default `auto`.
+    pub lock: MemoryLock,
 }
 
 /// `[[listener]]`: one address that accepts traffic.
@@ -363,7 +375,10 @@ impl Config {
         }
         let text = String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))?;
         let base_dir = path.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text, base_dir, &source_name)
+        let mut loaded = Self::from_toml(&text, base_dir, &source_name)?;
+        let config = Arc::get_mut(&mut loaded.config).expect("nobody else has it yet");
+        config.readable.extend(check::folders_of(path));
+        Ok(loaded)
     }
 
     /// Checks `text`; relative paths in it begin at `base_dir`, and reports call it `source_name`.
