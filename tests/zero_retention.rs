@@ -76,7 +76,6 @@ struct Rig {
     provider: Provider,
     edge: Edge,
     client: Alpn,
-    upstream: Alpn,
     versions: Versions,
     name: String,
     /// What was found, step by step.
@@ -111,7 +110,7 @@ impl Rig {
         let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
         let name = format!("{client:?} to {upstream:?}");
         let versions = plan.client_versions;
-        Self { provider, edge, client, upstream, versions, name, faults: Mutex::default() }
+        Self { provider, edge, client, versions, name, faults: Mutex::default() }
     }
 
     fn run(&self, test: impl Future<Output = ()>) {
@@ -214,15 +213,21 @@ impl Open {
 /// The same test on all four pairs of HTTP versions at once; what was found in any of them fails it.
 fn on_all_pairs(plan: &Plan, test: impl Fn(&Rig) + Sync) {
     let pairs = [(Alpn::H1, Alpn::H1), (Alpn::H2, Alpn::H1), (Alpn::H1, Alpn::H2), (Alpn::H2, Alpn::H2)];
+    on_pairs(&pairs, plan, test);
+}
+
+fn on_pairs(pairs: &[(Alpn, Alpn)], plan: &Plan, test: impl Fn(&Rig) + Sync) {
     let faults: Vec<String> = std::thread::scope(|scope| {
         let test = &test;
-        let threads = pairs.map(|(client, upstream)| {
+        let of_pair = |(client, upstream): &(Alpn, Alpn)| {
+            let (client, upstream) = (*client, *upstream);
             scope.spawn(move || {
                 let rig = Rig::new(client, upstream, plan);
                 test(&rig);
                 rig.faults.into_inner().expect("faults")
             })
-        });
+        };
+        let threads: Vec<_> = pairs.iter().map(of_pair).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
     });
     assert!(faults.is_empty(), "{} steps left something:\n{}", faults.len(), faults.join("\n"));
@@ -501,7 +506,9 @@ fn an_upstream_that_breaks_off_leaves_nothing() {
 fn clients_that_leave_leave_nothing() {
     on_all_pairs(&Plan::default(), |rig| {
         rig.run(async {
-            for ending in [Some(Ending::Fin), Some(Ending::Goodbye), Some(Ending::Reset), None] {
+            // On h1 there is no leaving but by the connection's end.
+            let endings = [Some(Ending::Fin), Some(Ending::Goodbye), Some(Ending::Reset), None];
+            for ending in endings.into_iter().take(if rig.client == Alpn::H2 { 4 } else { 3 }) {
                 for size in [100, 20_000] {
                     // In mid-stream in both directions, everything delivered.
                     let mut client = rig.connect().await;
@@ -533,11 +540,11 @@ fn clients_that_leave_leave_nothing() {
                                 break;
                             }
                         }
-                        match ending {
-                            Some(ending) => client.abort(ending),
-                            None => sender.fail().await,
+                        if let Some(ending) = ending {
+                            client.abort(ending);
                         }
                         answer.abort();
+                        drop(sender);
                         rig.gone(&format!("{size}, {script}, upload left by {ending:?}"), &[asked]);
                     }
                 }
@@ -550,9 +557,9 @@ fn clients_that_leave_leave_nothing() {
 async fn leave(client: &Client, ending: Option<Ending>, body: Incoming, sender: BodySender) {
     match ending {
         Some(ending) => client.abort(ending),
-        None => sender.fail().await,
+        None => drop(body),
     }
-    drop(body);
+    drop(sender);
 }
 
 // Slow readers.
@@ -576,7 +583,8 @@ fn a_stalled_reader_holds_little_and_nothing_stays_when_it_has_caught_up() {
                     rig.faults.lock().expect("faults").push(format!("{}: {step}: {held} bytes held", rig.name));
                 }
                 let received = Received::read(answer, 0).await;
-                assert!(received.error.is_none() && received.len == len, "{}: {step}", rig.name);
+                let whole = received.error.is_none() && received.len == len;
+                assert!(whole, "{}: {step}: {} bytes, {:?}", rig.name, received.len, received.error);
                 rig.gone(&format!("{step}, caught up"), &[answered]);
             }
         });
@@ -807,10 +815,11 @@ async fn bad_framing(rig: &Rig) {
         let head = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer k\r\n{framing}\r\n");
         stream.write_all(head.as_bytes()).await.expect("writes");
         // For the last of them: a chunk, and then no chunk.
-        stream.write_all(b"200\r\n").await.expect("writes");
-        stream.write_all(&content(asked, 0x200)).await.expect("writes");
-        let _ = stream.write_all(b"\r\nzz\r\n").await;
-        let _ = stream.write_all(&content(asked, 3000)).await;
+        let parts = [&b"200\r\n"[..], &content(asked, 0x200), b"\r\nzz\r\n", &content(asked, 3000)];
+        for part in parts {
+            // Refused already, perhaps.
+            let _ = stream.write_all(part).await;
+        }
         let mut answer = [0; 4096];
         let _ = tokio::time::timeout(2 * SECOND, stream.read(&mut answer)).await;
         assert!(answer.starts_with(b"HTTP/1.1 4"), "{framing}: {}", String::from_utf8_lossy(&answer));
@@ -895,7 +904,8 @@ fn masked_too(search: Search, seed: u32) -> Search {
 
 #[test]
 fn websocket_messages_leave_nothing() {
-    on_all_pairs(&Plan::default(), |rig| {
+    // The upstream's side of a WebSocket is always h1.
+    on_pairs(&[(Alpn::H1, Alpn::H1), (Alpn::H2, Alpn::H1)], &Plan::default(), |rig| {
         rig.run(async {
             let mut socket = Socket::open(rig, "ws=echo").await;
             let mut all = Search::default();
