@@ -139,7 +139,7 @@ impl Rig {
     }
 
     fn gone_all(&self, step: &str, search: &Search) {
-        let deadline = Instant::now() + SECOND;
+        let deadline = Instant::now() + 2 * SECOND;
         loop {
             let found = search.process(self.edge.pid());
             if found.total() == 0 {
@@ -534,7 +534,8 @@ fn clients_that_leave_leave_nothing() {
                         let (sender, body) = ChannelBody::new(4);
                         let request = ask(&client, script).body(body).expect("request");
                         let answer = tokio::spawn(client.send(request));
-                        for _ in 0..200 {
+                        // Not more than nullhop takes while the provider does not: the end would stand behind it, unseen.
+                        for _ in 0..(60_000 / size).min(200) {
                             let piece = sender.send(content(asked, size));
                             if tokio::time::timeout(100 * MS, piece).await.is_err() {
                                 break;
@@ -547,6 +548,36 @@ fn clients_that_leave_leave_nothing() {
                         drop(sender);
                         rig.gone(&format!("{size}, {script}, upload left by {ending:?}"), &[asked]);
                     }
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn clients_that_leave_in_full_flow_leave_nothing() {
+    on_all_pairs(&Plan::default(), |rig| {
+        rig.run(async {
+            for event in [16, 300, 5000, 16 << 10] {
+                for round in 0..5 {
+                    let (asked, answered) = (fresh(), fresh());
+                    let mut client = rig.connect().await;
+                    let (sender, body) = ChannelBody::new(4);
+                    let script = format!("words={answered};size={};beside=1;event_bytes={event}", 64 << 20);
+                    let answer = client.send(ask(&client, &script).body(body).expect("request")).await;
+                    let mut body = answer.expect("answer").into_body();
+                    let feeder = tokio::spawn(async move { while sender.send(content(asked, event)).await.is_ok() {} });
+                    let mut got = 0;
+                    while got < (100 + 77 * round) << 10 {
+                        got += next_data(&mut body).await.expect("more").expect("data").len();
+                    }
+                    if rig.client == Alpn::H2 && round % 2 == 0 {
+                        drop(body);
+                    } else {
+                        client.abort([Ending::Reset, Ending::Fin, Ending::Goodbye][round % 3]);
+                    }
+                    feeder.abort();
+                    rig.gone(&format!("events of {event}, left after {got}"), &[asked, answered]);
                 }
             }
         });
@@ -570,7 +601,7 @@ fn a_stalled_reader_holds_little_and_nothing_stays_when_it_has_caught_up() {
         rig.run(async {
             for event in [16, 64, 300, 2 << 10, 16 << 10, 1 << 20] {
                 let answered = fresh();
-                let len: u64 = if event < 1000 { 4 << 20 } else { 16 << 20 };
+                let len: u64 = 4 << 20;
                 let mut client = rig.connect_with(slow).await;
                 let script = format!("words={answered};size={len};event_bytes={event}");
                 let request = ask(&client, &script).body(FullBody::empty()).expect("request");
@@ -662,7 +693,8 @@ fn a_stalled_upload_holds_little_and_nothing_stays() {
 /// Windows and buffers so small that a stall is felt at once.
 fn slow(options: &mut ClientOptions) {
     options.receive_buffer_bytes = Some(4096);
-    options.h2_stream_window = 65_535;
+    // h2 gives up on a peer that has sent it more than some hundred small frames which nobody reads.
+    options.h2_stream_window = 1000;
     options.h2_connection_window = 65_535;
 }
 
