@@ -73,7 +73,10 @@ pub fn as_nobody(scratch: &Scratch, lockable: u64) -> Command {
     use std::os::unix::process::CommandExt;
     // The original may stand in a folder that is not everybody's.
     let program = scratch.path().join("nullhop");
-    std::fs::copy(env!("CARGO_BIN_EXE_nullhop"), &program).expect("a copy");
+    // By a process of its own: a descriptor of ours, open for writing, would be inherited by whatever another test starts
+    // meanwhile, and a file that is open for writing cannot be executed.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nullhop")).arg(&program).status().expect("cp");
+    assert!(copied.success(), "a copy");
     for entry in std::fs::read_dir(scratch.path()).expect("folder") {
         std::os::unix::fs::chown(entry.expect("entry").path(), Some(NOBODY), Some(NOBODY)).expect("root");
     }
