@@ -34,6 +34,7 @@ use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
 use crate::hygiene;
+use crate::hygiene::heap;
 use crate::hygiene::process::Hardened;
 use crate::listener;
 use crate::listener::Places;
@@ -46,6 +47,7 @@ use crate::systemd;
 use crate::telemetry::exporter;
 use crate::telemetry::exporter::BearerToken;
 use crate::telemetry::labels::CertificateId;
+use crate::telemetry::labels::HeapKind;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::labels::ProcessGuard;
@@ -280,7 +282,12 @@ impl Drop for Side {
 ///
 /// # Errors
 /// What is in the way; nothing is left running.
-pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> Result<Bound, StartFault> {
+pub(crate) fn start(
+    config: Arc<Config>,
+    hardened: Hardened,
+    heap: heap::Kind,
+    reload: Reload,
+) -> Result<Bound, StartFault> {
     raise_descriptor_limit();
     let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
@@ -331,21 +338,32 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
     };
 
     let mut workers = Vec::new();
-    for sockets in sockets {
+    for (number, sockets) in sockets.into_iter().enumerate() {
         let (updates, inbox) = mpsc::channel(4);
         let update = Update { prepared: prepared.clone(), sockets };
         let (watcher, places) = (watcher.clone(), places.clone());
         std::thread::Builder::new()
-            .name(format!("worker-{}", workers.len()))
-            .spawn(move || worker(update, inbox, watcher, places))
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                heap::enter_worker(number);
+                worker(update, inbox, watcher, places);
+            })
             .map_err(|error| StartFault::Runtime(error.kind()))?;
         workers.push(WorkerHandle { updates });
     }
 
+    log::emit(Event::HeapChosen {
+        heap: match heap {
+            heap::Kind::Secret => HeapKind::Secret,
+            heap::Kind::Locked => HeapKind::Locked,
+            heap::Kind::Plain => HeapKind::Plain,
+        },
+    });
     let guards = [
         (ProcessGuard::CoreDumpsOff, hardened.core_dumps_off),
         (ProcessGuard::NotDumpable, hardened.not_dumpable),
         (ProcessGuard::NoNewPrivileges, hardened.no_new_privileges),
+        (ProcessGuard::SecretHeap, heap == heap::Kind::Secret && !heap::overflowed()),
     ];
     for (guard, active) in guards {
         prepared.handles.process().set_process_guard(guard, active);
@@ -408,8 +426,19 @@ impl Control {
 
         let mut certificates = CertificateWatch::start(&self.prepared);
         let mut stop = std::pin::pin!(stop);
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut overflow_told = false;
         loop {
             tokio::select! {
+                _ = tick.tick() => {
+                    heap::give_back();
+                    if heap::overflowed() && !overflow_told {
+                        overflow_told = true;
+                        process.set_process_guard(ProcessGuard::SecretHeap, false);
+                        log::emit(Event::HeapLimitReached);
+                    }
+                }
                 _ = signals.hangup.recv() => {
                     systemd::notify(systemd::State::Reloading);
                     match reload() {

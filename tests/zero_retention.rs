@@ -110,7 +110,8 @@ fn on_all_pairs(test: impl Fn(&Rig)) {
         for client in [Alpn::H1, Alpn::H2] {
             let provider =
                 Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() }).expect("provider");
-            let setup = Setup { extra: "[runtime]\nworkers = 1\n".to_owned(), ..Setup::default() };
+            let setup =
+                Setup { extra: "[runtime]\nworkers = 1\n[memory]\nheap = \"plain\"\n".to_owned(), ..Setup::default() };
             let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");

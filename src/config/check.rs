@@ -65,6 +65,7 @@ pub(super) fn check(
         metrics,
         admin,
         log: log(raw.one("log")),
+        memory: memory(raw.one("memory")),
         upstreams,
         fingerprint: fingerprint(raw),
     })
@@ -634,6 +635,17 @@ fn limits(block: &Block) -> Limits {
         write_stall: block.duration("write_stall"),
         body_bytes: block.number("body_bytes"),
         upload_bytes: block.number("upload_bytes"),
+    }
+}
+
+fn memory(block: &Block) -> Memory {
+    Memory {
+        heap: match block.text("heap") {
+            Some("secret") => Heap::Secret,
+            Some("locked") => Heap::Locked,
+            Some("plain") => Heap::Plain,
+            _ => Heap::Auto,
+        },
     }
 }
 

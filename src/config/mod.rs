@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hygiene::Secret;
+pub use crate::hygiene::heap::Wanted as Heap;
 use crate::provider::Provider;
 
 use self::check::Surroundings;
@@ -54,6 +55,8 @@ pub struct Config {
     pub admin: Option<AdminListener>,
     /// Events on standard error.
     pub log: Log,
+    /// Where the process keeps what it holds.
+    pub memory: Memory,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
     /// 48 bits over the configuration without its secrets (METRICS: `nullhop_config_fingerprint`).
@@ -230,6 +233,12 @@ pub struct Log {
     pub format: LogFormat,
     /// The least important level that is written.
     pub level: LogLevel,
+}
+
+/// `[memory]`: read once, at start.
+pub struct Memory {
+    /// Default `auto`.
+    pub heap: Heap,
 }
 
 /// Which HTTP version is spoken to an upstream.

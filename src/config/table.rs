@@ -388,6 +388,18 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        path: "memory",
+        repeated: false,
+        doc: "Where the process keeps what it holds. In force from the next start; a reload does not change it.",
+        keys: &[key(
+            "heap",
+            Kind::OneOf(&["auto", "secret", "locked", "plain"]),
+            "\"auto\"",
+            "`secret`: memory that nobody outside the process can read, not even root. `locked`: never in swap or a core \
+             file. `plain`: neither. `auto`: the first of these that the machine gives; the others are demands.",
+        )],
+    },
+    Section {
         path: "upstream",
         repeated: true,
         doc: "A provider's API. At least one; at one address (`url`) or several ([[upstream.endpoint]]).",

@@ -2,9 +2,11 @@
 
 pub(crate) mod alloc;
 pub(crate) mod chunk;
+pub mod heap;
 pub(crate) mod io;
 pub mod measure;
 pub(crate) mod process;
+mod segments;
 pub(crate) mod stack;
 pub(crate) mod wipe;
 

@@ -181,6 +181,7 @@ labels! {
         NoNewPrivileges => "no_new_privileges",
         Seccomp => "seccomp",
         Landlock => "landlock",
+        SecretHeap => "secret_heap",
     }
 
     /// The order is that of severity; `log` relies on it.
@@ -201,6 +202,13 @@ labels! {
         Traffic => "traffic",
         Metrics => "metrics",
         Admin => "admin",
+    }
+
+    /// What the heap stands in. Not a metric label; log lines use it.
+    HeapKind, "heap" {
+        Secret => "secret",
+        Locked => "locked",
+        Plain => "plain",
     }
 
     /// What is left of an I/O error once its text is gone. Not a metric label; log lines use it.

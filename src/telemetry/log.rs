@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use prometheus::IntCounter;
 use prometheus::Opts;
 
+use crate::telemetry::labels::HeapKind;
 use crate::telemetry::labels::IoFault;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerKind;
@@ -37,6 +38,8 @@ pub(crate) enum Event {
     ConfigReloaded,
     DrainFinished { streams_cut: usize, took: Duration },
     DrainStarted { streams: usize, deadline: Duration },
+    HeapChosen { heap: HeapKind },
+    HeapLimitReached,
     Listening { kind: ListenerKind, address: SocketAddr },
     PanicCaught { site: PanicSite },
     ProcessGuardMissing { guard: ProcessGuard },
@@ -70,6 +73,8 @@ labels! {
         ConfigReloaded => "config_reloaded",
         DrainFinished => "drain_finished",
         DrainStarted => "drain_started",
+        HeapChosen => "heap_chosen",
+        HeapLimitReached => "heap_limit_reached",
         Listening => "listening",
         PanicCaught => "panic_caught",
         ProcessGuardMissing => "process_guard_missing",
@@ -180,6 +185,8 @@ impl Event {
             Self::ConfigReloaded => EventKind::ConfigReloaded,
             Self::DrainFinished { .. } => EventKind::DrainFinished,
             Self::DrainStarted { .. } => EventKind::DrainStarted,
+            Self::HeapChosen { .. } => EventKind::HeapChosen,
+            Self::HeapLimitReached => EventKind::HeapLimitReached,
             Self::Listening { .. } => EventKind::Listening,
             Self::PanicCaught { .. } => EventKind::PanicCaught,
             Self::ProcessGuardMissing { .. } => EventKind::ProcessGuardMissing,
@@ -196,6 +203,7 @@ impl Event {
             Self::AcceptFailed { .. }
             | Self::CertificateRefused { .. }
             | Self::ConfigRefused { .. }
+            | Self::HeapLimitReached
             | Self::PanicCaught { .. } => LogLevel::Error,
             Self::CertificateExpiresSoon { .. }
             | Self::ProcessGuardMissing { .. }
@@ -206,6 +214,7 @@ impl Event {
             | Self::ConfigReloaded
             | Self::DrainFinished { .. }
             | Self::DrainStarted { .. }
+            | Self::HeapChosen { .. }
             | Self::Listening { .. }
             | Self::Started { .. }
             | Self::Stopped { .. }
@@ -235,6 +244,8 @@ impl Event {
                 line.number("streams", *streams as u64);
                 line.seconds("deadline_seconds", *deadline);
             }
+            Self::HeapChosen { heap } => line.label(*heap),
+            Self::HeapLimitReached => {}
             Self::Listening { kind, address } => {
                 line.label(*kind);
                 line.address(*address);
@@ -432,6 +443,8 @@ mod tests {
             Event::Stopped { uptime: Duration::from_millis(61_005) },
             Event::UpstreamDown { upstream: name("openai") },
             Event::UpstreamUp { upstream: name("openai") },
+            Event::HeapChosen { heap: HeapKind::Secret },
+            Event::HeapLimitReached,
         ]
     }
 
