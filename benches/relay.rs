@@ -1,7 +1,7 @@
 //! What relaying costs: CPU time of nullhop's process for each unit of work, TLS on both sides, one worker.
 //!
 //! CPU time and not wall time, because it is the figure that a busy machine spoils least.
-//! `cargo bench --bench relay` prints a table.
+//! `cargo bench --bench relay` prints a table. `NULLHOP_HEAP=plain` (or `locked`) compares heaps.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -20,6 +20,7 @@ use support::Edge;
 use support::Setup;
 
 fn main() {
+    let heap = std::env::var("NULLHOP_HEAP").unwrap_or_else(|_| "auto".to_owned());
     println!("{:<34} {:>10} {:>12}", "work (client/upstream)", "units", "CPU each");
     for (name, client, upstream) in [
         ("h1/h1", Alpn::H1, Alpn::H1),
@@ -30,8 +31,10 @@ fn main() {
         let options = ProviderOptions { alpn: upstream, hash_bodies: false, ..ProviderOptions::default() };
         let provider = Provider::spawn(options).expect("provider");
         let setup = Setup {
-            extra: "[runtime]\nworkers = 1\n[limits]\nrequests_per_connection = 1000000\nbody_bytes = \"256MiB\"\n"
-                .to_owned(),
+            extra: format!(
+                "[runtime]\nworkers = 1\n[limits]\nrequests_per_connection = 1000000\nbody_bytes = \"256MiB\"\n\
+                 [memory]\nheap = \"{heap}\"\n"
+            ),
             ..Setup::default()
         };
         let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);

@@ -136,7 +136,8 @@ fn the_search_finds_what_is_there() {
     // The other way round: a client's memory, this process's, does hold the word.
     let kept = content(9999, 4096);
     let provider = Provider::spawn(ProviderOptions::default()).expect("provider");
-    let edge = Edge::before(&provider);
+    let setup = Setup { extra: "[memory]\nheap = \"plain\"\n".to_owned(), ..Setup::default() };
+    let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", edge.pid())).expect("maps can be read");
     assert!(maps.contains("[heap]"));
     // A request that is held up in nullhop: its body waits for a provider that does not read.

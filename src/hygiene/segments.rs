@@ -25,7 +25,7 @@ use rustix::mm::MapFlags;
 use rustix::mm::MlockFlags;
 use rustix::mm::ProtFlags;
 
-/// Segments begin at multiples of this from their arena's start. Also the size of the first ones,
+/// Segments begin at multiples of this from their room's start. Also the size of the first ones,
 /// picked so that an idle worker holds little.
 const SLOT: usize = 256 << 10;
 
@@ -34,9 +34,9 @@ const SLOT: usize = 256 << 10;
 const SMALL_UNTIL: usize = 16 << 20;
 const SLOTS_LATER: usize = 4;
 
-/// Address space of one arena: three times what a worker with 20,000 streams at 256 KiB needs.
-pub(super) const ARENA_BYTES: usize = 16 << 30;
-const SLOTS: usize = ARENA_BYTES / SLOT;
+/// Address space of one heap: more than what a worker with 20,000 streams at 256 KiB needs.
+pub(super) const ROOM_BYTES: usize = 8 << 30;
+const SLOTS: usize = ROOM_BYTES / SLOT;
 
 /// How long a free segment is kept, in calls of [`Segments::tick`]. Long enough for a proxy between
 /// two bursts, short enough to see memory go back.
@@ -51,7 +51,7 @@ pub(super) enum Backing {
     Locked,
 }
 
-/// One arena's address space and the segments in it.
+/// One heap's room of addresses and the segments in it.
 pub(super) struct Segments {
     /// First address; 0 until [`Segments::open`].
     base: Cell<usize>,
@@ -96,7 +96,7 @@ impl Segments {
         }
     }
 
-    /// Gives it the [`ARENA_BYTES`] from `base` on, which nothing else may ever use.
+    /// Gives it the [`ROOM_BYTES`] from `base` on, which nothing else may ever use.
     pub(super) fn open(&self, base: usize, backing: Backing) {
         self.base.set(base);
         self.backing.set(backing);
@@ -268,7 +268,7 @@ impl Old {
 }
 
 // SAFETY: `alloc` returns memory that is mapped for reading and writing, aligned to a page, and
-// handed to nobody else until `free` gets it back. Everything runs under the arena's lock.
+// handed to nobody else until `free` gets it back. Everything runs under the heap's lock.
 unsafe impl dlmalloc::Allocator for Segments {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let (start, size) = self.reuse(size).or_else(|| self.map(size)).unwrap_or((null_mut(), 0));

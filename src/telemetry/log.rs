@@ -435,6 +435,8 @@ mod tests {
             Event::ConfigReloaded,
             Event::DrainFinished { streams_cut: 2, took: Duration::from_millis(1500) },
             Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
+            Event::HeapChosen { heap: HeapKind::Secret },
+            Event::HeapLimitReached,
             Event::Listening { kind: ListenerKind::Metrics, address },
             Event::PanicCaught { site: PanicSite::new(Some(Location::caller())) },
             Event::ProcessGuardMissing { guard: ProcessGuard::Seccomp },
@@ -443,8 +445,6 @@ mod tests {
             Event::Stopped { uptime: Duration::from_millis(61_005) },
             Event::UpstreamDown { upstream: name("openai") },
             Event::UpstreamUp { upstream: name("openai") },
-            Event::HeapChosen { heap: HeapKind::Secret },
-            Event::HeapLimitReached,
         ]
     }
 
@@ -516,9 +516,9 @@ mod tests {
         expect(4, "error config_refused problems=3");
         expect(5, "info config_reloaded");
         expect(6, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(12, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(13, "info stopped uptime_seconds=61.005");
-        expect(14, "warn upstream_down upstream=openai");
+        expect(14, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(15, "info stopped uptime_seconds=61.005");
+        expect(16, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 

@@ -82,6 +82,8 @@ pub struct Setup {
     pub environment: Vec<(String, String)>,
     pub listener: String,
     pub certificate_names: Vec<String>,
+    /// As a user without rights who may lock this many KiB. Takes root; anybody else stays who they are.
+    pub lockable_kib: Option<u64>,
 }
 
 impl Default for Setup {
@@ -93,6 +95,7 @@ impl Default for Setup {
             environment: Vec::new(),
             listener: "[[listener]]\naddress = \"127.0.0.1:0\"\n".to_owned(),
             certificate_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            lockable_kib: None,
         }
     }
 }
@@ -115,7 +118,10 @@ impl Edge {
         scratch.file("edge-ca.pem", &ca.pem());
         let config = Self::config(url, &setup);
         let path = scratch.file("nullhop.toml", &config);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nullhop"));
+        let mut command = match setup.lockable_kib {
+            None => Command::new(env!("CARGO_BIN_EXE_nullhop")),
+            Some(kib) => unprivileged(&scratch, kib),
+        };
         command.arg("run").arg("-c").arg(&path);
         command.envs(setup.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -270,6 +276,29 @@ impl Drop for Edge {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The binary as a user without rights (if we are root) who may lock `lockable_kib` KiB. What is in the folder is
+/// theirs from now on.
+pub fn unprivileged(scratch: &Scratch, lockable_kib: u64) -> Command {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    // Where everybody can reach it.
+    let binary = scratch.path().join("nullhop");
+    std::fs::copy(env!("CARGO_BIN_EXE_nullhop"), &binary).expect("copied");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit -l {lockable_kib} && exec \"$0\" \"$@\"")).arg(&binary);
+    if std::fs::metadata("/proc/self").expect("proc").uid() == 0 {
+        for entry in std::fs::read_dir(scratch.path()).expect("folder") {
+            std::os::unix::fs::chown(entry.expect("entry").path(), Some(NOBODY), Some(NOBODY)).expect("chown");
+        }
+        // The shell that lowers the limit could not lift it.
+        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited).expect("root may");
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }
 
 /// Polls `condition` until it holds or `timeout` is over.
