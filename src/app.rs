@@ -34,6 +34,7 @@ use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
 use crate::hygiene;
+use crate::hygiene::crypto_heap;
 use crate::hygiene::heap;
 use crate::hygiene::process::Hardened;
 use crate::listener;
@@ -363,7 +364,7 @@ pub(crate) fn start(
         (ProcessGuard::CoreDumpsOff, hardened.core_dumps_off),
         (ProcessGuard::NotDumpable, hardened.not_dumpable),
         (ProcessGuard::NoNewPrivileges, hardened.no_new_privileges),
-        (ProcessGuard::SecretHeap, heap == heap::Kind::Secret && !heap::overflowed()),
+        (ProcessGuard::SecretHeap, heap == heap::Kind::Secret && crypto_heap::installed() && !heap::overflowed()),
     ];
     for (guard, active) in guards {
         prepared.handles.process().set_process_guard(guard, active);

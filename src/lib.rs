@@ -27,6 +27,7 @@ use clap::Parser;
 
 /// The program, from its command line to its exit code.
 pub fn main() -> ExitCode {
+    hygiene::crypto_heap::install();
     telemetry::log::install_panic_hook();
     hygiene::measure::read_environment();
     let hardened = hygiene::process::harden();

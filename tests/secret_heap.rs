@@ -23,6 +23,8 @@ use nullhop_loadtests::pattern::pattern_sha256;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
 use nullhop_loadtests::tls::Alpn;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 use support::Edge;
 use support::Scratch;
 use support::Setup;
@@ -231,8 +233,10 @@ fn a_private_key_is_not_found_either() {
         let hits: Vec<usize> =
             [&line.as_bytes()[40..72], secret, &reversed].into_iter().map(|form| found(&edge, form)).collect();
         println!("{heap}: the private key stands {hits:?} times in what can be read");
-        if heap == "secret" {
-            assert_eq!(hits, [0, 0, 0]);
+        match heap {
+            "secret" => assert_eq!(hits, [0, 0, 0]),
+            // The search can find it.
+            _ => assert!(hits[2] > 0),
         }
     }
 }
@@ -256,7 +260,7 @@ fn base64_decode(text: &str) -> Vec<u8> {
 #[test]
 fn auto_falls_back_and_says_so() {
     let _alone = alone();
-    let setup = Setup { lockable_kib: Some(8 << 10), ..setup("auto") };
+    let setup = Setup { lockable_kib: Some(64), ..setup("auto") };
     let (_provider, edge) = rig(Alpn::H1, setup);
     assert!(edge.log().iter().any(|line| line.contains("heap_chosen heap=plain")), "{:#?}", edge.log());
     assert!(edge.log().iter().any(|line| line.contains("warn process_guard_missing guard=secret_heap")));
@@ -279,7 +283,7 @@ fn a_demand_that_cannot_be_met_is_fatal() {
              [memory]\nheap = \"{heap}\"\n[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\n"
         );
         let path = scratch.file("nullhop.toml", &text);
-        let mut command = support::unprivileged(&scratch, 8 << 10);
+        let mut command = support::unprivileged(&scratch, 64);
         let output = command.arg("run").arg("-c").arg(path).stdin(Stdio::null()).output().expect("runs");
         let says = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{says}");
@@ -291,28 +295,42 @@ fn a_demand_that_cannot_be_met_is_fatal() {
 #[test]
 fn beyond_the_limit_the_relay_goes_on_and_says_so() {
     let _alone = alone();
-    let setup = Setup { lockable_kib: Some(66 << 10), ..setup("secret") };
-    let (provider, edge) = rig(Alpn::H1, setup);
+    let (_provider, edge) = rig(Alpn::H2, setup("secret"));
     assert_eq!(guard(&edge), 1.0);
+    let pid = rustix::process::Pid::from_raw(edge.pid().cast_signed());
+    // A segment takes a descriptor for a moment: without any, the system refuses.
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let descriptors = |current| {
+        rustix::process::prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).expect("limit");
+    };
     runtime().block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..60 {
+            clients.push(edge.connect(Alpn::H1).await);
+        }
+        // The line to the provider is there, and each connection is past its handshake.
+        for one in &mut clients {
+            let request = ask(one, "size=1000").body(FullBody::new("{}")).expect("request");
+            assert_eq!(one.fetch(request).await.expect("answer").body.len(), 1000);
+            one.ready().await.expect("ready");
+        }
+        descriptors(Some(4));
         let mut held = Vec::new();
-        for _ in 0..700 {
-            let mut one = edge.connect(Alpn::H1).await;
-            let request = ask(&one, "read_stall=1").body(PatternBody::new(8 << 20)).expect("request");
-            held.push(tokio::spawn(one.send(request)));
+        for one in &mut clients {
+            let request = ask(one, "size=8000000").body(FullBody::new("{}")).expect("request");
+            held.push(one.send(request).await.expect("answer"));
         }
         let told = || edge.log().iter().any(|line| line.contains("error heap_limit_reached"));
         assert!(wait_for(Duration::from_secs(30), told), "{} bytes, {:#?}", secret_bytes(&edge), edge.log());
-        assert_eq!(guard(&edge), 0.0);
-        assert!(secret_bytes(&edge) <= 66 << 20);
-        // Everybody else is served.
+        for response in held {
+            let received = Received::read(response, 0).await;
+            assert!(received.error.is_none() && received.sha256 == pattern_sha256(8_000_000));
+        }
+        descriptors(maximum);
         let mut one = edge.connect(Alpn::H1).await;
-        let request = ask(&one, "size=8000000").body(FullBody::new("{}")).expect("request");
-        let received = Received::read(one.send(request).await.expect("answer"), 0).await;
-        assert!(received.error.is_none() && received.sha256 == pattern_sha256(8_000_000));
-        held.iter().for_each(tokio::task::JoinHandle::abort);
+        let request = ask(&one, "size=1000").body(FullBody::new("{}")).expect("request");
+        assert_eq!(one.fetch(request).await.expect("answer").body.len(), 1000);
     });
-    let times = edge.log().iter().filter(|line| line.contains("heap_limit_reached")).count();
-    assert_eq!(times, 1);
-    drop(provider);
+    assert_eq!(guard(&edge), 0.0);
+    assert_eq!(edge.log().iter().filter(|line| line.contains("heap_limit_reached")).count(), 1);
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod alloc;
 pub(crate) mod chunk;
+pub(crate) mod crypto_heap;
 pub mod heap;
 pub(crate) mod io;
 pub mod measure;

@@ -293,9 +293,6 @@ pub fn unprivileged(scratch: &Scratch, lockable_kib: u64) -> Command {
         for entry in std::fs::read_dir(scratch.path()).expect("folder") {
             std::os::unix::fs::chown(entry.expect("entry").path(), Some(NOBODY), Some(NOBODY)).expect("chown");
         }
-        // The shell that lowers the limit could not lift it.
-        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
-        rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited).expect("root may");
         command.uid(NOBODY).gid(NOBODY);
     }
     command
