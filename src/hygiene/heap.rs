@@ -353,10 +353,10 @@ mod tests {
             };
             let align = 1 << (random(&mut state) % 13);
             live.push(Live::new(heap, layout(size, align), step as u8));
-            while live.len() > 100 || (!live.is_empty() && random(&mut state) % 2 == 0) {
+            while live.len() > 100 || (!live.is_empty() && random(&mut state).is_multiple_of(2)) {
                 let gone = live.swap_remove(random(&mut state) % live.len());
                 // Some are freed by whoever comes next, on another thread.
-                let gone = if random(&mut state) % 4 == 0 {
+                let gone = if random(&mut state).is_multiple_of(4) {
                     let mut shelf = exchange.lock().expect("shelf");
                     shelf.push(gone);
                     if shelf.len() < 50 {
