@@ -34,7 +34,9 @@ use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
 use crate::hygiene;
+use crate::hygiene::crypto_heap;
 use crate::hygiene::environment::Environment;
+use crate::hygiene::heap;
 use crate::hygiene::lockdown;
 use crate::hygiene::lockdown::LockedDown;
 use crate::hygiene::lockdown::Needs;
@@ -51,6 +53,7 @@ use crate::systemd;
 use crate::telemetry::exporter;
 use crate::telemetry::exporter::BearerToken;
 use crate::telemetry::labels::CertificateId;
+use crate::telemetry::labels::HeapKind;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::labels::ProcessGuard;
@@ -309,7 +312,12 @@ impl Drop for Side {
 ///
 /// # Errors
 /// What is in the way; nothing is left running.
-pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> Result<Bound, StartFault> {
+pub(crate) fn start(
+    config: Arc<Config>,
+    hardened: Hardened,
+    heap: heap::Kind,
+    reload: Reload,
+) -> Result<Bound, StartFault> {
     if let Environment::Refused(variable) = hardened.environment {
         return Err(StartFault::Environment { variable });
     }
@@ -366,18 +374,30 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
     let locked_down = lockdown::lock_down(&needs).map_err(StartFault::Memory)?;
 
     let mut workers = Vec::new();
-    for sockets in sockets {
+    for (number, sockets) in sockets.into_iter().enumerate() {
         let (updates, inbox) = mpsc::channel(4);
         let update = Update { prepared: prepared.clone(), sockets };
         let (watcher, places) = (watcher.clone(), places.clone());
         std::thread::Builder::new()
-            .name(format!("worker-{}", workers.len()))
-            .spawn(move || worker(update, inbox, watcher, places))
+            .name(format!("worker-{number}"))
+            .spawn(move || {
+                heap::enter_worker(number);
+                worker(update, inbox, watcher, places);
+            })
             .map_err(|error| StartFault::Runtime(error.kind()))?;
         workers.push(WorkerHandle { updates });
     }
 
+    log::emit(Event::HeapChosen {
+        heap: match heap {
+            heap::Kind::Secret => HeapKind::Secret,
+            heap::Kind::Locked => HeapKind::Locked,
+            heap::Kind::Plain => HeapKind::Plain,
+        },
+    });
     tell_guards(&prepared, hardened, locked_down);
+    let secret = heap == heap::Kind::Secret && crypto_heap::installed() && !heap::overflowed();
+    tell_guard(&prepared, ProcessGuard::SecretHeap, secret);
     prepared.handles.process().runtime_workers.set(i64::try_from(workers_wanted).unwrap_or(i64::MAX));
     prepared.handles.process().config_loaded(prepared.config.fingerprint, SystemTime::now());
     log::emit(Event::Started { workers: workers_wanted });
@@ -459,8 +479,19 @@ impl Control {
 
         let mut certificates = CertificateWatch::start(&self.prepared);
         let mut stop = std::pin::pin!(stop);
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut overflow_told = false;
         loop {
             tokio::select! {
+                _ = tick.tick() => {
+                    heap::give_back();
+                    if heap::overflowed() && !overflow_told {
+                        overflow_told = true;
+                        process.set_process_guard(ProcessGuard::SecretHeap, false);
+                        log::emit(Event::HeapLimitReached);
+                    }
+                }
                 _ = signals.hangup.recv() => {
                     systemd::notify(systemd::State::Reloading);
                     match reload() {

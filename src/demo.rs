@@ -30,6 +30,7 @@ use tokio::net::TcpStream;
 use crate::app;
 use crate::cli::DemoArgs;
 use crate::config::Config;
+use crate::hygiene::heap;
 use crate::hygiene::io::HyperIo;
 use crate::hygiene::process::Hardened;
 
@@ -41,6 +42,8 @@ const WORDS: [&str; 12] =
 
 /// Runs the demo; returns when it is interrupted, or after one stream with `--once`.
 pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
+    // Before the provider's thread is there. Nothing is demanded, so nothing can be refused.
+    let heap = heap::choose(heap::Wanted::Auto).unwrap_or(heap::Kind::Plain);
     let Some((provider, socket)) = bind_provider() else {
         eprintln!("nullhop demo: cannot listen on 127.0.0.1");
         return ExitCode::FAILURE;
@@ -62,7 +65,7 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
         }
     };
     crate::init_log(&config);
-    let bound = match app::start(config, hardened, Box::new(|| Err(1))) {
+    let bound = match app::start(config, hardened, heap, Box::new(|| Err(1))) {
         Ok(bound) => bound,
         Err(fault) => {
             eprintln!("nullhop demo: {fault}");

@@ -28,6 +28,7 @@ use clap::Parser;
 
 /// The program, from its command line to its exit code.
 pub fn main() -> ExitCode {
+    hygiene::crypto_heap::install();
     telemetry::log::install_panic_hook();
     hygiene::measure::read_environment();
     for measure in hygiene::measure::skipped() {
@@ -46,6 +47,19 @@ fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCod
             return ExitCode::from(2);
         }
     };
+    let heap = match hygiene::heap::choose(loaded.config.memory.heap) {
+        Ok(heap) => heap,
+        Err(fault) => {
+            eprintln!("nullhop: {fault}");
+            return ExitCode::FAILURE;
+        }
+    };
+    // Once more, so that its secrets stand in the heap that it asks for; the first reading is wiped.
+    // What can be read only once, a pipe, stays where it is.
+    let loaded = match arguments.load() {
+        Ok(again) if again.config.fingerprint == loaded.config.fingerprint => again,
+        _ => loaded,
+    };
     for warning in &loaded.warnings {
         // Collectors of JSON lines get one here, too.
         match loaded.config.log.format {
@@ -59,7 +73,7 @@ fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCod
         Err(cli::RunRefused::Configuration(report)) => Err(report.problems()),
         Err(_) => Err(1),
     };
-    match app::start(loaded.config, hardened, Box::new(reload)) {
+    match app::start(loaded.config, hardened, heap, Box::new(reload)) {
         Ok(bound) => {
             bound.run();
             ExitCode::SUCCESS

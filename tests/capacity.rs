@@ -54,7 +54,8 @@ fn runtime() -> tokio::runtime::Runtime {
 fn rig(upstream: Alpn) -> (Provider, Edge) {
     let provider = Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() }).expect("provider");
     let setup = Setup {
-        extra: "[limits]\nconnections_per_address = 20000\nbody_bytes = \"2GiB\"\n".to_owned(),
+        extra: "[limits]\nconnections_per_address = 20000\nbody_bytes = \"2GiB\"\n[memory]\nheap = \"plain\"\n"
+            .to_owned(),
         upstream: "connections = 20000".to_owned(),
         ..Setup::default()
     };

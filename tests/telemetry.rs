@@ -340,7 +340,7 @@ fn no_marker_is_anywhere_and_series_do_not_grow() {
     });
 }
 
-const EVENTS: [&str; 17] = [
+const EVENTS: [&str; 19] = [
     "accept_failed",
     "certificate_expires_soon",
     "certificate_refused",
@@ -350,6 +350,8 @@ const EVENTS: [&str; 17] = [
     "drain_finished",
     "drain_started",
     "guard_threshold",
+    "heap_chosen",
+    "heap_limit_reached",
     "listening",
     "panic_caught",
     "process_guard_missing",

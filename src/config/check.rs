@@ -63,7 +63,6 @@ pub(super) fn check(
     Some(Config {
         node: Node { pop: raw.one("node").text("pop").map(str::to_owned) },
         runtime: Runtime { workers },
-        memory: memory(raw.one("memory")),
         listeners,
         certificates,
         tls: tls?,
@@ -74,6 +73,7 @@ pub(super) fn check(
         metrics,
         admin,
         log: log(raw.one("log")),
+        memory: memory(raw.one("memory")),
         upstreams,
         readable,
         fingerprint: fingerprint(raw),
@@ -671,6 +671,12 @@ fn memory(block: &Block) -> Memory {
             Some("required") => MemoryLock::Required,
             Some("off") => MemoryLock::Off,
             _ => MemoryLock::Auto,
+        },
+        heap: match block.text("heap") {
+            Some("secret") => Heap::Secret,
+            Some("locked") => Heap::Locked,
+            Some("plain") => Heap::Plain,
+            _ => Heap::Auto,
         },
     }
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
+pub use crate::hygiene::heap::Wanted as Heap;
 use crate::provider::Provider;
 
 use self::check::Surroundings;
@@ -33,8 +34,6 @@ pub struct Config {
     pub node: Node,
     /// Threads.
     pub runtime: Runtime,
-    /// The process's own memory.
-    pub memory: Memory,
     /// At least one.
     pub listeners: Vec<Listener>,
     /// Empty means: one self-signed certificate made in memory at start.
@@ -57,6 +56,8 @@ pub struct Config {
     pub admin: Option<AdminListener>,
     /// Events on standard error.
     pub log: Log,
+    /// Where the process keeps what it holds.
+    pub memory: Memory,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
     /// Folders that a reload reads: those of the configuration's own file and of every file that it
@@ -78,8 +79,10 @@ pub struct Runtime {
     pub workers: usize,
 }
 
-/// `[memory]`
+/// `[memory]`: read once, at start.
 pub struct Memory {
+    /// Default `auto`.
+    pub heap: Heap,
     /// Default `auto`.
     pub lock: MemoryLock,
 }

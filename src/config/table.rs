@@ -141,12 +141,22 @@ pub(super) const SECTIONS: &[Section] = &[
         path: "memory",
         repeated: false,
         doc: "The process's own memory. Read at start only.",
-        keys: &[key(
-            "lock",
-            Kind::OneOf(&["auto", "required", "off"]),
-            "\"auto\"",
-            "Kept out of swap. `auto`: where the limit on locked memory allows it, else a warning and the metric. `required`: or nullhop does not start.",
-        )],
+        keys: &[
+            key(
+                "heap",
+                Kind::OneOf(&["auto", "secret", "locked", "plain"]),
+                "\"auto\"",
+                "`secret`: memory that nobody outside the process can read, not even root. `locked`: never in swap or a \
+                 core file. `plain`: neither. `auto`: the first of these that the machine gives; the others are demands.",
+            ),
+            key(
+                "lock",
+                Kind::OneOf(&["auto", "required", "off"]),
+                "\"auto\"",
+                "The whole process, kept out of swap. `auto`: where the limit on locked memory allows it, else a warning \
+                 and the metric. `required`: or nullhop does not start.",
+            ),
+        ],
     },
     Section {
         path: "listener",

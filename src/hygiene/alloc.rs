@@ -1,4 +1,5 @@
-//! The global allocator: the system's, with every block cleared before it goes back.
+//! The global allocator: that of [`super::heap`] or the system's, with every block cleared before it
+//! goes back.
 //!
 //! `Vec`, `BytesMut`, header maps and rustls' buffers leave their bytes to the block's next owner
 //! when they are dropped or grown. Clearing here covers all of them at once, including those inside
@@ -11,21 +12,27 @@ use std::alloc::GlobalAlloc;
 use std::alloc::Layout;
 use std::alloc::System;
 
+use super::heap::HEAP;
 use super::measure::Measure;
 use super::measure::taken;
 use super::wipe::wipe_raw;
 
-/// The system allocator with a clear before each free.
+/// An allocator with a clear before each free.
 pub struct WipingAllocator;
 
-// SAFETY: every call goes to `System` with the layout the caller gave, and a block is touched only
-// between the caller's giving it up and `System`'s getting it back. `realloc` returns null when the
-// new block cannot be had and leaves the old one untouched, as the trait asks.
+// SAFETY: every call goes to `HEAP` or `System` with the layout the caller gave, each gets back only
+// its own blocks, and a block is touched only between the caller's giving it up and its getting back.
+// `realloc` returns null when the new block cannot be had and leaves the old one untouched, as the
+// trait asks.
 unsafe impl GlobalAlloc for WipingAllocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout is passed on as it is.
-        let block = unsafe { System.alloc(layout) };
+        let mut block = unsafe { HEAP.alloc(layout) };
+        if block.is_null() {
+            // SAFETY: as above.
+            block = unsafe { system(System.alloc(layout)) };
+        }
         // `hygiene::chunk` later makes a pointer to parts of this block out of an address.
         let _ = block.expose_provenance();
         block
@@ -33,8 +40,16 @@ unsafe impl GlobalAlloc for WipingAllocator {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as in `alloc`.
-        let block = unsafe { System.alloc_zeroed(layout) };
+        // SAFETY: as in `alloc`. What was free holds the allocator's links, so it is cleared.
+        let block = unsafe {
+            let block = HEAP.alloc(layout);
+            if block.is_null() {
+                system(System.alloc_zeroed(layout))
+            } else {
+                block.write_bytes(0, layout.size());
+                block
+            }
+        };
         let _ = block.expose_provenance();
         block
     }
@@ -46,7 +61,9 @@ unsafe impl GlobalAlloc for WipingAllocator {
             if taken(Measure::FreedBlocks) {
                 wipe_raw(block, layout.size());
             }
-            System.dealloc(block, layout);
+            if !HEAP.dealloc(block) {
+                System.dealloc(block, layout);
+            }
         }
     }
 
@@ -65,4 +82,11 @@ unsafe impl GlobalAlloc for WipingAllocator {
         }
         new
     }
+}
+
+/// A block from the system's allocator. If the kernel has put it into the heap's window, which it
+/// has no reason to, nobody could tell later whose it is: it is never used nor freed.
+#[inline]
+fn system(block: *mut u8) -> *mut u8 {
+    if HEAP.owns(block) { std::ptr::null_mut() } else { block }
 }

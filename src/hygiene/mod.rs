@@ -3,8 +3,10 @@
 pub(crate) mod alloc;
 mod capabilities;
 pub(crate) mod chunk;
+pub(crate) mod crypto_heap;
 pub(crate) mod environment;
 pub(crate) mod head;
+pub mod heap;
 pub(crate) mod io;
 mod landlock;
 pub(crate) mod lockdown;
@@ -13,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod process;
 mod seccomp;
 mod secret;
+mod segments;
 pub(crate) mod stack;
 pub(crate) mod wipe;
 

@@ -184,6 +184,7 @@ labels! {
         NoNewPrivileges => "no_new_privileges",
         NotDumpable => "not_dumpable",
         Seccomp => "seccomp",
+        SecretHeap => "secret_heap",
         SecretsLocked => "secrets_locked",
     }
 
@@ -205,6 +206,13 @@ labels! {
         Traffic => "traffic",
         Metrics => "metrics",
         Admin => "admin",
+    }
+
+    /// What the heap stands in. Not a metric label; log lines use it.
+    HeapKind, "heap" {
+        Secret => "secret",
+        Locked => "locked",
+        Plain => "plain",
     }
 
     /// What is left of an I/O error once its text is gone. Not a metric label; log lines use it.

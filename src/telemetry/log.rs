@@ -18,6 +18,7 @@ use std::time::SystemTime;
 use prometheus::IntCounter;
 use prometheus::Opts;
 
+use crate::telemetry::labels::HeapKind;
 use crate::telemetry::labels::IoFault;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerKind;
@@ -37,6 +38,8 @@ pub(crate) enum Event {
     ConfigReloaded,
     DrainFinished { streams_cut: usize, took: Duration },
     DrainStarted { streams: usize, deadline: Duration },
+    HeapChosen { heap: HeapKind },
+    HeapLimitReached,
     Listening { kind: ListenerKind, address: SocketAddr },
     PanicCaught { site: PanicSite },
     ProcessGuardMissing { guard: ProcessGuard },
@@ -70,6 +73,8 @@ labels! {
         ConfigReloaded => "config_reloaded",
         DrainFinished => "drain_finished",
         DrainStarted => "drain_started",
+        HeapChosen => "heap_chosen",
+        HeapLimitReached => "heap_limit_reached",
         Listening => "listening",
         PanicCaught => "panic_caught",
         ProcessGuardMissing => "process_guard_missing",
@@ -180,6 +185,8 @@ impl Event {
             Self::ConfigReloaded => EventKind::ConfigReloaded,
             Self::DrainFinished { .. } => EventKind::DrainFinished,
             Self::DrainStarted { .. } => EventKind::DrainStarted,
+            Self::HeapChosen { .. } => EventKind::HeapChosen,
+            Self::HeapLimitReached => EventKind::HeapLimitReached,
             Self::Listening { .. } => EventKind::Listening,
             Self::PanicCaught { .. } => EventKind::PanicCaught,
             Self::ProcessGuardMissing { .. } => EventKind::ProcessGuardMissing,
@@ -196,6 +203,7 @@ impl Event {
             Self::AcceptFailed { .. }
             | Self::CertificateRefused { .. }
             | Self::ConfigRefused { .. }
+            | Self::HeapLimitReached
             | Self::PanicCaught { .. } => LogLevel::Error,
             Self::CertificateExpiresSoon { .. }
             | Self::ProcessGuardMissing { .. }
@@ -206,6 +214,7 @@ impl Event {
             | Self::ConfigReloaded
             | Self::DrainFinished { .. }
             | Self::DrainStarted { .. }
+            | Self::HeapChosen { .. }
             | Self::Listening { .. }
             | Self::Started { .. }
             | Self::Stopped { .. }
@@ -235,6 +244,8 @@ impl Event {
                 line.number("streams", *streams as u64);
                 line.seconds("deadline_seconds", *deadline);
             }
+            Self::HeapChosen { heap } => line.label(*heap),
+            Self::HeapLimitReached => {}
             Self::Listening { kind, address } => {
                 line.label(*kind);
                 line.address(*address);
@@ -424,6 +435,8 @@ mod tests {
             Event::ConfigReloaded,
             Event::DrainFinished { streams_cut: 2, took: Duration::from_millis(1500) },
             Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
+            Event::HeapChosen { heap: HeapKind::Secret },
+            Event::HeapLimitReached,
             Event::Listening { kind: ListenerKind::Metrics, address },
             Event::PanicCaught { site: PanicSite::new(Some(Location::caller())) },
             Event::ProcessGuardMissing { guard: ProcessGuard::Seccomp },
@@ -503,9 +516,9 @@ mod tests {
         expect(4, "error config_refused problems=3");
         expect(5, "info config_reloaded");
         expect(6, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(12, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(13, "info stopped uptime_seconds=61.005");
-        expect(14, "warn upstream_down upstream=openai");
+        expect(14, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(15, "info stopped uptime_seconds=61.005");
+        expect(16, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 
