@@ -5,7 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 20] = [
+const FLOORS: [&str; 22] = [
     "hygiene",
     "provider",
     "drain",
@@ -25,7 +25,9 @@ const FLOORS: [&str; 20] = [
     "listener",
     "admin",
     "app",
+    "scripted",
     "demo",
+    "prove",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

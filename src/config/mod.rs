@@ -6,6 +6,7 @@
 //! every key once; `report` tells what is wrong without quoting it.
 
 mod check;
+pub(crate) mod derive;
 pub mod describe;
 mod parse;
 mod report;
@@ -344,6 +345,11 @@ impl Config {
 
     /// Reads and checks a file, and the files and variables that it names.
     pub fn load(path: &Path) -> Result<Loaded, Report> {
+        let text = Self::read(path)?;
+        Self::from_toml(&text, path.parent().unwrap_or(Path::new("")), &path.display().to_string())
+    }
+
+    fn read(path: &Path) -> Result<String, Report> {
         let source_name = path.display().to_string();
         let refused = |says| {
             let cause = Cause::Rule { says, help: None };
@@ -361,9 +367,7 @@ impl Config {
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(refused("this file is larger than 1 MiB"));
         }
-        let text = String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))?;
-        let base_dir = path.parent().unwrap_or(Path::new(""));
-        Self::from_toml(&text, base_dir, &source_name)
+        String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))
     }
 
     /// Checks `text`; relative paths in it begin at `base_dir`, and reports call it `source_name`.
