@@ -98,14 +98,22 @@ where
     let io = HyperIo::new(transport);
     // A connection that breaks is part of the play.
     let _ = match h2 {
-        true => http2::Builder::new(LocalSpawner).timer(TokioTimer).serve_connection(io, service).await,
+        true => {
+            http2::Builder::new(LocalSpawner)
+                .timer(TokioTimer)
+                // A request that is never read must not use up the room of its neighbours.
+                .initial_stream_window_size(64 << 10)
+                .initial_connection_window_size(4 << 20)
+                .serve_connection(io, service)
+                .await
+        }
         false => http1::Builder::new().timer(TokioTimer).serve_connection(io, service).with_upgrades().await,
     };
 }
 
 /// Spawns hyper's own tasks on the thread that they came up on.
 #[derive(Clone, Copy)]
-pub(crate) struct LocalSpawner;
+struct LocalSpawner;
 
 impl<F> hyper::rt::Executor<F> for LocalSpawner
 where

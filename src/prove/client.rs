@@ -1,8 +1,10 @@
 //! The client: connections to the child, by any HTTP and TLS version it serves, and bytes after an upgrade.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use http::Response;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::client::conn::http2;
+use hyper::rt::Executor as _;
 use hyper::rt::Read;
 use hyper::rt::ReadBuf;
 use hyper::rt::Write;
@@ -25,12 +28,11 @@ use rustls::pki_types::UnixTime;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpSocket;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 use crate::clock::TokioTimer;
 use crate::hygiene::io::HyperIo;
-use crate::scripted::LocalSpawner;
 use crate::scripted::Script;
 
 /// What the kernel holds for a reader that stops: small, so that the stall reaches nullhop soon.
@@ -54,7 +56,28 @@ pub(super) struct How {
 /// A connection to the child.
 pub(super) struct Client {
     sender: Sender,
-    driver: JoinHandle<()>,
+    tasks: Tasks,
+}
+
+/// A connection's tasks; dropping this ends them, and with them the connection. hyper's h2 client has
+/// more than one, and the connection ends with the last.
+#[derive(Clone, Default)]
+struct Tasks(Rc<RefCell<Vec<AbortHandle>>>);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        let task = tokio::task::spawn_local(async move { drop(future.await) });
+        self.0.borrow_mut().push(task.abort_handle());
+    }
+}
+
+/// What the kernel does when a connection is dropped (socket(7), SO_LINGER).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// Sends what waits, then FIN.
+    Closes,
+    /// Sends RST. A FIN behind an upload that nobody reads would not get through.
+    Resets,
 }
 
 enum Sender {
@@ -65,14 +88,22 @@ enum Sender {
 impl Client {
     /// `None`: it cannot be connected like this.
     pub(super) async fn connect(how: How) -> Option<Self> {
-        tokio::time::timeout(PATIENCE, Self::try_connect(how)).await.ok()?
+        tokio::time::timeout(PATIENCE, Self::try_connect(how, Leaving::Closes)).await.ok()?
     }
 
-    async fn try_connect(how: How) -> Option<Self> {
+    /// The same; dropping it resets the connection.
+    pub(super) async fn connect_to_reset(how: How) -> Option<Self> {
+        tokio::time::timeout(PATIENCE, Self::try_connect(how, Leaving::Resets)).await.ok()?
+    }
+
+    async fn try_connect(how: How, leaving: Leaving) -> Option<Self> {
         let socket = TcpSocket::new_v4().ok()?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER).ok()?;
         let stream = socket.connect(how.address).await.ok()?;
         stream.set_nodelay(true).ok()?;
+        if leaving == Leaving::Resets {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok()?;
+        }
         if !how.tls {
             return Self::over(stream, false).await;
         }
@@ -87,20 +118,21 @@ impl Client {
 
     async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(transport: T, h2: bool) -> Option<Self> {
         let io = HyperIo::new(transport);
+        let tasks = Tasks::default();
         if !h2 {
             let (sender, connection) = http1::handshake(io).await.ok()?;
-            let driver = tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
-            return Some(Self { sender: Sender::H1(sender), driver });
+            tasks.execute(connection.with_upgrades());
+            return Some(Self { sender: Sender::H1(sender), tasks });
         }
-        let (sender, connection) = http2::Builder::new(LocalSpawner)
+        let (sender, connection) = http2::Builder::new(tasks.clone())
             .timer(TokioTimer)
             .initial_stream_window_size(H2_WINDOW)
             .initial_connection_window_size(H2_WINDOW)
             .handshake(io)
             .await
             .ok()?;
-        let driver = tokio::task::spawn_local(async move { drop(connection.await) });
-        Some(Self { sender: Sender::H2(sender), driver })
+        tasks.execute(connection);
+        Some(Self { sender: Sender::H2(sender), tasks })
     }
 
     pub(super) fn is_h2(&self) -> bool {
@@ -126,16 +158,14 @@ impl Client {
             Sender::H2(sender) => sender.ready().await.is_ok(),
         }
     }
-
-    /// Leaves at once, whatever is under way.
-    pub(super) fn leave(self) {
-        self.driver.abort();
-    }
 }
 
+/// Leaves at once, whatever is under way.
 impl Drop for Client {
     fn drop(&mut self) {
-        self.driver.abort();
+        for task in self.tasks.0.borrow().iter() {
+            task.abort();
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::paths::Point;
 /// Of the JSON: a change that could break a reader makes it another one.
 const VERSION: u32 = 1;
 
-/// What a stream may hold while its receiver does not take more.
+/// What a stream may hold (256 KiB) while its receiver does not take more.
 pub(super) const IN_FLIGHT_MAX: u64 = 256 << 10;
 
 /// How a check came out.
@@ -202,34 +202,37 @@ impl Report {
     /// What is red, and what to do about it; a sentence each.
     fn to_do(&self) -> Vec<String> {
         let mut todo = Vec::new();
-        for path in self.paths.iter().filter(|path| !path.holds()) {
-            let name = path.path.name();
+        let mut of_paths = |is_so: &dyn Fn(&PathReport) -> bool, what: &str| {
+            let names: Vec<_> = self.paths.iter().filter(|path| is_so(path)).map(|path| path.path.name()).collect();
+            if !names.is_empty() {
+                todo.push(format!("{}: {what}", names.join(", ")));
+            }
+        };
+        let found = |path: &PathReport, body| {
             let found = path.found();
-            let kinds: Vec<_> = Kind::ALL.iter().filter(|kind| found[**kind as usize] > 0).collect();
-            if kinds.iter().any(|kind| kind.is_body()) {
-                todo.push(format!("{name}: content stays in memory. Do not run this build; report it with --json."));
-            }
-            if kinds.iter().any(|kind| !kind.is_body()) {
-                todo.push(format!(
-                    "{name}: parts of heads (credentials, URLs) outlive the exchange by more than a second on connections \
-                     that live on. Lower limits.idle_timeout and the upstreams' idle_timeout to bound it; report it."
-                ));
-            }
-            if path.in_flight().is_some_and(|bytes| bytes > IN_FLIGHT_MAX) {
-                todo.push(format!("{name}: a stalled stream holds more than {} KiB; report it.", IN_FLIGHT_MAX >> 10));
-            }
-            if path.is_blind() {
-                todo.push(format!("{name}: the search did not find what is certain to be in flight, so it proves nothing."));
-            }
+            Kind::ALL.into_iter().any(|kind| kind.is_body() == body && found[kind as usize] > 0)
+        };
+        of_paths(&|path| found(path, true), "content stays in memory. Do not run this build; report it with --json.");
+        of_paths(
+            &|path| found(path, false),
+            "parts of heads (credentials, URLs, header values) stay for more than a second after the exchange. Lower \
+             idle_timeout in [limits] and in the upstreams, which bounds it; report it with --json.",
+        );
+        of_paths(
+            &|path| path.in_flight().is_some_and(|bytes| bytes > IN_FLIGHT_MAX),
+            "a stalled stream holds more than 256 KiB; report it with --json.",
+        );
+        of_paths(
+            &PathReport::is_blind,
+            "the search did not find what is certain to be in flight, so it proves nothing; report it with --json.",
+        );
+        for path in &self.paths {
             if let Some((lane, why)) = path.failed.first() {
-                let lanes = path.failed.len();
+                let (name, lanes) = (path.path.name(), path.failed.len());
                 todo.push(format!(
-                    "{name}: {lanes} of its lanes did not go as planned (first: {lane}: {why}), so they prove nothing. Is \
-                     the machine very busy? Try again."
+                    "{name}: {lanes} of its lanes did not go as planned, so they prove nothing (first {lane}: {why}). If the \
+                     machine is very busy, try again."
                 ));
-            }
-            if path.searched.is_empty() && path.failed.is_empty() {
-                todo.push(format!("{name}: was not driven; see memory above."));
             }
         }
         for line in self.lines().filter(|line| line.state == State::Broken) {
