@@ -17,6 +17,7 @@ pub(crate) mod route;
 pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod socket;
+pub(crate) mod stand_in;
 pub(crate) mod systemd;
 pub(crate) mod telemetry;
 pub(crate) mod tls;

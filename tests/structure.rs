@@ -5,11 +5,12 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 22] = [
+const FLOORS: [&str; 23] = [
     "hygiene",
     "provider",
     "drain",
     "clock",
+    "stand_in",
     "socket",
     "systemd",
     "proxy_protocol",

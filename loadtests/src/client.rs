@@ -38,6 +38,7 @@ use crate::pattern::digest_array;
 use crate::pattern::pattern_bytes;
 use crate::tls::Alpn;
 use crate::tls::Trust;
+use crate::tls::Versions;
 
 /// What a client may want to choose.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct ClientOptions {
     pub alpn: Alpn,
     /// Whom to believe.
     pub trust: Trust,
+    /// Which versions of TLS to offer.
+    pub versions: Versions,
     /// h2 receive window of a stream; small ones make a slow reader felt at once.
     pub h2_stream_window: u32,
     /// h2 receive window of the connection.
@@ -60,6 +63,7 @@ impl ClientOptions {
         ClientOptions {
             alpn,
             trust,
+            versions: Versions::Both,
             h2_stream_window: 1024 * 1024,
             h2_connection_window: 256 * 1024 * 1024,
             receive_buffer_bytes: None,
@@ -102,7 +106,7 @@ impl Client {
         let tcp = connect_tcp(address, options.receive_buffer_bytes).await?;
         let local_address = tcp.local_addr()?;
         let transport = match options.alpn.is_tls() {
-            true => tls(tcp, server_name, options.alpn, &options.trust).await?,
+            true => tls(tcp, server_name, options).await?,
             false => Transport::Plain(tcp),
         };
         let h2 = options.alpn.speaks_h2(transport.alpn());
@@ -241,8 +245,8 @@ async fn connect_tcp(address: SocketAddr, receive_buffer_bytes: Option<u32>) -> 
     Ok(tcp)
 }
 
-async fn tls(tcp: TcpStream, server_name: &str, alpn: Alpn, trust: &Trust) -> Result<Transport, BoxError> {
-    let connector = TlsConnector::from(trust.client_config(alpn)?);
+async fn tls(tcp: TcpStream, server_name: &str, options: &ClientOptions) -> Result<Transport, BoxError> {
+    let connector = TlsConnector::from(options.trust.client_config_of(options.alpn, options.versions)?);
     let stream = connector.connect(ServerName::try_from(server_name.to_owned())?, tcp).await?;
     Ok(Transport::Tls(Box::new(stream.into())))
 }

@@ -6,6 +6,7 @@
 //! - [`client`] is the other side: h1 and h2 over TLS, streaming bodies, hashes, and bare TLS streams.
 //! - [`websocket`] is a frame codec for both sides; [`h2raw`] builds handwritten HTTP/2 frames.
 //! - [`pattern`] is the endless deterministic byte sequence behind `size=`, and its checker.
+//! - [`words`] is content that a search of a process's memory finds again; [`hpack`] writes header blocks by hand.
 //! - [`tls`] mints certificates; [`io`] is the socket that both sides hand to hyper.
 //!
 //! Everything listens on loopback and on free ports.
@@ -17,7 +18,9 @@ pub mod client;
 pub mod h2raw;
 pub mod websocket;
 
+pub mod hpack;
 pub mod pattern;
+pub mod words;
 
 pub mod io;
 pub mod tls;

@@ -12,6 +12,7 @@ use rustls::DigitallySignedStruct;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SignatureScheme;
+use rustls::SupportedProtocolVersion;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::danger::ServerCertVerified;
 use rustls::client::danger::ServerCertVerifier;
@@ -62,6 +63,30 @@ impl Alpn {
             Alpn::PlainH2 | Alpn::H2 => true,
             Alpn::Both => negotiated == Some(b"h2"),
             Alpn::H1 | Alpn::Plain => false,
+        }
+    }
+}
+
+/// Which versions of TLS a side speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Versions {
+    /// 1.3 and 1.2.
+    #[default]
+    Both,
+    /// 1.2 alone.
+    Tls12,
+    /// 1.3 alone.
+    Tls13,
+}
+
+impl Versions {
+    fn supported(self) -> &'static [&'static SupportedProtocolVersion] {
+        static TLS12: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
+        static TLS13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+        match self {
+            Versions::Both => rustls::DEFAULT_VERSIONS,
+            Versions::Tls12 => &TLS12,
+            Versions::Tls13 => &TLS13,
         }
     }
 }
@@ -131,8 +156,13 @@ impl Leaf {
 
     /// A server that shows this certificate.
     pub fn server_config(&self, alpn: Alpn) -> Result<Arc<ServerConfig>, BoxError> {
+        self.server_config_of(alpn, Versions::Both)
+    }
+
+    /// The same with chosen versions.
+    pub fn server_config_of(&self, alpn: Alpn, versions: Versions) -> Result<Arc<ServerConfig>, BoxError> {
         let mut config = ServerConfig::builder_with_provider(crypto())
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions.supported())?
             .with_no_client_auth()
             .with_single_cert(certificates(&self.cert_pem)?, PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())?)?;
         config.alpn_protocols = alpn.protocols();
@@ -152,7 +182,12 @@ pub enum Trust {
 impl Trust {
     /// A client that trusts accordingly.
     pub fn client_config(&self, alpn: Alpn) -> Result<Arc<ClientConfig>, BoxError> {
-        let builder = ClientConfig::builder_with_provider(crypto()).with_safe_default_protocol_versions()?;
+        self.client_config_of(alpn, Versions::Both)
+    }
+
+    /// The same with chosen versions.
+    pub fn client_config_of(&self, alpn: Alpn, versions: Versions) -> Result<Arc<ClientConfig>, BoxError> {
+        let builder = ClientConfig::builder_with_provider(crypto()).with_protocol_versions(versions.supported())?;
         let builder = match self {
             Trust::Root(pem) => {
                 let mut roots = RootCertStore::empty();

@@ -15,12 +15,14 @@ use std::io;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 
 use hyper::rt::ReadBufCursor;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use super::head::HeadMark;
 use super::measure::Measure;
 use super::measure::taken;
 use super::wipe::wipe;
@@ -66,15 +68,88 @@ impl Spare {
     }
 }
 
+/// What of a write may be done next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Plan {
+    /// This many bytes may be written as they are.
+    Pass(usize),
+    /// This many bytes, at least one, are to be taken over by [`Rewrite::absorb`].
+    Absorb(usize),
+}
+
+/// Stands between hyper and the transport, and changes what passes. `()` changes nothing.
+pub(crate) trait Rewrite {
+    /// What hyper gets before anything else is read.
+    fn kept(&self) -> &[u8];
+
+    /// hyper has got the first `count` bytes of that.
+    fn took(&mut self, count: usize);
+
+    /// These bytes have arrived. Changes them in place, returns how many hyper gets, and keeps the rest.
+    fn received(&mut self, bytes: &mut [u8]) -> usize;
+
+    /// What may be done with what hyper writes next.
+    ///
+    /// # Errors
+    /// When it is not what was expected: the connection cannot go on.
+    fn plan(&self, slices: &[io::IoSlice<'_>]) -> io::Result<Plan>;
+
+    /// The transport has taken the first `written` bytes of `slices` as they were.
+    fn passed(&mut self, slices: &[io::IoSlice<'_>], written: usize);
+
+    /// Takes over the first `len` bytes of `slices`; what is to go out instead is added to `waiting`.
+    ///
+    /// # Errors
+    /// As for `plan`.
+    fn absorb(&mut self, slices: &[io::IoSlice<'_>], len: usize) -> io::Result<()>;
+
+    /// What is to be written before anything else.
+    fn waiting(&self) -> &[u8];
+
+    /// The transport has taken the first `count` bytes of that.
+    fn sent(&mut self, count: usize);
+}
+
+impl Rewrite for () {
+    fn kept(&self) -> &[u8] {
+        &[]
+    }
+
+    fn took(&mut self, _count: usize) {}
+
+    fn received(&mut self, bytes: &mut [u8]) -> usize {
+        bytes.len()
+    }
+
+    fn plan(&self, slices: &[io::IoSlice<'_>]) -> io::Result<Plan> {
+        Ok(Plan::Pass(slices.iter().map(|slice| slice.len()).sum()))
+    }
+
+    fn passed(&mut self, _slices: &[io::IoSlice<'_>], _written: usize) {}
+
+    fn absorb(&mut self, _slices: &[io::IoSlice<'_>], _len: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn waiting(&self) -> &[u8] {
+        &[]
+    }
+
+    fn sent(&mut self, _count: usize) {}
+}
+
 /// A transport (TLS or plain) as hyper wants it.
-pub(crate) struct HyperIo<T> {
+pub(crate) struct HyperIo<T, R = ()> {
     transport: T,
+    rewrite: R,
     /// One read, at most. hyper sizes its buffers by what its reads bring.
     read_bytes_max: usize,
     spare: Spare,
     /// Whether what was written is cleared where it stands; only for h2, whose buffers are all on
     /// the heap. h1's are not: the ends of chunks are constants.
     clear_written: bool,
+    /// For h1: whether the next write begins with a head, which is cleared in hyper's buffer.
+    head: HeadMark,
 }
 
 impl<T> HyperIo<T> {
@@ -85,12 +160,19 @@ impl<T> HyperIo<T> {
 
     /// The same with reads of at most `read_bytes_max`.
     pub(crate) fn reading(transport: T, read_bytes_max: usize) -> Self {
-        Self { transport, read_bytes_max, spare: Spare::default(), clear_written: false }
+        Self {
+            transport,
+            rewrite: (),
+            read_bytes_max,
+            spare: Spare::default(),
+            clear_written: false,
+            head: HeadMark::default(),
+        }
     }
 
-    /// The same for an h2 connection.
-    pub(crate) fn h2(transport: T, read_bytes_max: usize) -> Self {
-        Self { clear_written: true, ..Self::reading(transport, read_bytes_max) }
+    /// The same for an h1 connection whose heads are announced by `head`.
+    pub(crate) fn announced_by(self, head: HeadMark) -> Self {
+        Self { head, ..self }
     }
 
     /// The transport, after an upgrade.
@@ -99,7 +181,21 @@ impl<T> HyperIo<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
+impl<T, R: Rewrite> HyperIo<T, R> {
+    /// For an h2 connection, whose heads `rewrite` changes; reads are of at most `read_bytes_max`.
+    pub(crate) fn h2(transport: T, read_bytes_max: usize, rewrite: R) -> Self {
+        Self {
+            transport,
+            rewrite,
+            read_bytes_max,
+            spare: Spare::default(),
+            clear_written: true,
+            head: HeadMark::default(),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin, R: Rewrite + Unpin> hyper::rt::Read for HyperIo<T, R> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -107,23 +203,37 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         // SAFETY: `ReadBuf` never de-initialises bytes, and only the bytes it reports as filled,
-        // which are therefore initialised, are marked as read. Clearing writes zeros into room that
-        // hyper has lent for writing.
+        // which are therefore initialised, are marked as read, or fewer. Clearing and copying write
+        // into room that hyper has lent for writing.
         let filled = unsafe {
             let room = cursor.as_mut();
             let (start, room_len) = (room.as_ptr().addr(), room.len());
-            let mut buffer = ReadBuf::uninit(&mut room[..room_len.min(this.read_bytes_max)]);
-            match Pin::new(&mut this.transport).poll_read(cx, &mut buffer) {
-                Poll::Ready(read) => {
-                    read?;
-                    let filled = buffer.filled().len();
-                    this.spare.filled(start, room_len, filled);
-                    filled
+            loop {
+                let kept = this.rewrite.kept();
+                if !kept.is_empty() {
+                    let count = kept.len().min(room_len);
+                    std::ptr::copy_nonoverlapping(kept.as_ptr(), room.as_mut_ptr().cast(), count);
+                    this.rewrite.took(count);
+                    this.spare.filled(start, room_len, count);
+                    break count;
                 }
-                Poll::Pending => {
-                    let dirty = this.spare.take_dirty(start, room_len);
-                    wipe_raw(room.as_mut_ptr().cast(), dirty);
-                    return Poll::Pending;
+                let mut buffer = ReadBuf::uninit(&mut room[..room_len.min(this.read_bytes_max)]);
+                match Pin::new(&mut this.transport).poll_read(cx, &mut buffer) {
+                    Poll::Ready(read) => {
+                        read?;
+                        let filled = buffer.filled_mut();
+                        this.spare.filled(start, room_len, filled.len());
+                        let count = this.rewrite.received(filled);
+                        if count > 0 || filled.is_empty() {
+                            break count;
+                        }
+                        // All of it was kept back: zero would say that the peer has closed.
+                    }
+                    Poll::Pending => {
+                        let dirty = this.spare.take_dirty(start, room_len);
+                        wipe_raw(room.as_mut_ptr().cast(), dirty);
+                        return Poll::Pending;
+                    }
                 }
             }
         };
@@ -133,16 +243,85 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
+/// Slices in one write; h2 hands in its buffer and one frame's payload.
+const SLICES_MAX: usize = 64;
+
+impl<T: AsyncWrite + Unpin, R: Rewrite> HyperIo<T, R> {
+    /// Writes what goes out before hyper's own bytes.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.rewrite.waiting().is_empty() {
+            let written = ready!(Pin::new(&mut self.transport).poll_write(cx, self.rewrite.waiting()))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.rewrite.sent(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what waits and up to `len` bytes of `slices`. How many of the latter were taken.
+    fn poll_write_passing(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+        len: usize,
+    ) -> Poll<io::Result<usize>> {
+        let mut whole = [io::IoSlice::new(&[]); SLICES_MAX];
+        let mut count = 0;
+        let mut left = len;
+        let waiting = self.rewrite.waiting();
+        if !waiting.is_empty() {
+            whole[0] = io::IoSlice::new(waiting);
+            count = 1;
+        }
+        for slice in slices {
+            if left == 0 || count == SLICES_MAX {
+                break;
+            }
+            let take = slice.len().min(left);
+            whole[count] = io::IoSlice::new(&slice[..take]);
+            count += 1;
+            left -= take;
+        }
+        let before = waiting.len();
+        let written = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &whole[..count]))?;
+        self.rewrite.sent(written.min(before));
+        Poll::Ready(Ok(written.saturating_sub(before)))
+    }
+
+    /// The h2 way: heads are taken over, everything else passes.
+    fn poll_write_rewritten(&mut self, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.rewrite.plan(slices)? {
+                Plan::Absorb(len) => {
+                    self.rewrite.absorb(slices, len)?;
+                    return Poll::Ready(Ok(len));
+                }
+                Plan::Pass(len) => {
+                    let taken = ready!(self.poll_write_passing(cx, slices, len))?;
+                    if taken > 0 || len == 0 {
+                        self.rewrite.passed(slices, taken);
+                        return Poll::Ready(Ok(taken));
+                    }
+                    // Only of what waited; zero would say that the peer takes nothing.
+                }
+            }
+        }
+    }
+}
+
+impl<T: AsyncWrite + Unpin, R: Rewrite + Unpin> hyper::rt::Write for HyperIo<T, R> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.transport).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_waiting(cx))?;
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_waiting(cx))?;
         Pin::new(&mut self.transport).poll_shutdown(cx)
     }
 
@@ -155,26 +334,50 @@ impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, slices);
-        if self.clear_written
-            && taken(Measure::WrittenFrames)
-            && let Poll::Ready(Ok(written)) = polled
-        {
-            clear_written(slices, written);
+        if self.clear_written {
+            let written = ready!(self.poll_write_rewritten(cx, slices))?;
+            if taken(Measure::WrittenFrames) {
+                clear_written(slices, written);
+            }
+            return Poll::Ready(Ok(written));
         }
-        polled
+        let written = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, slices))?;
+        if self.head.is_announced() {
+            self.clear_head(slices, written);
+        }
+        Poll::Ready(Ok(written))
+    }
+}
+
+/// Shorter than any head, longer than any constant that hyper's h1 writes (the ends of chunks).
+const HEAD_BYTES_MIN: usize = 16;
+
+impl<T, R> HyperIo<T, R> {
+    /// Clears what an h1 write has taken of the head that it began with. hyper keeps a head in a
+    /// `Vec` of its own, the first slice of the write, and the next one overwrites it.
+    fn clear_head(&self, slices: &[io::IoSlice<'_>], written: usize) {
+        let Some(first) = slices.first() else { return };
+        if self.head.begins(first.len() >= HEAD_BYTES_MIN) {
+            if written >= first.len() {
+                self.head.is_out();
+            }
+            if taken(Measure::Heads) {
+                clear_written(std::slice::from_ref(first), written);
+            }
+        }
     }
 }
 
 /// Clears the first `written` bytes of `slices` where they stand.
 ///
-/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface).
+/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface),
+/// and for the first slice of an h1 write that begins with a head.
 /// h2 hands in its encoder's buffer and the payloads queued behind it, and moves past `written`
 /// bytes next without looking at them again.
 fn clear_written(slices: &[io::IoSlice<'_>], mut written: usize) {
     for slice in slices {
         let len = slice.len().min(written);
-        // SAFETY: the slices are the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
+        // SAFETY: the slices are hyper's `Vec` of an h1 head, the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
         // or texts of ours made of a `String`: blocks of the global allocator, which exposes their
         // provenance, each with one owner, which is blocked in this very call and will drop or
         // overwrite these bytes without reading them. The references in `slices` are not read again

@@ -2,6 +2,7 @@
 
 pub(crate) mod alloc;
 pub(crate) mod chunk;
+pub(crate) mod head;
 pub(crate) mod io;
 pub mod measure;
 pub(crate) mod process;

@@ -135,7 +135,13 @@ impl Relayed {
             }
         }
         match polled {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut()
+                    && !self.lease.as_ref().is_some_and(|lease| lease.receive_trailers(trailers))
+                {
+                    self.failed(FailureReason::Truncated, Outcome::UpstreamCut);
+                    return Poll::Ready(Some(Err(BodyFault::Cut)));
+                }
                 let now = Instant::now();
                 self.tally.passed(frame.data_ref().map_or(0, |data| data.as_slice().len()), now);
                 self.stall.0.set(Some(now));

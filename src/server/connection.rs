@@ -11,6 +11,8 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
+use http::Request;
+use http::Response;
 use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
@@ -18,11 +20,14 @@ use tokio::time::Sleep;
 
 use crate::config::Limits;
 use crate::hygiene::Chunk;
+use crate::hygiene::head::HeadMark;
+use crate::hygiene::head::lift_request;
 use crate::relay::AnswerBody;
 use crate::relay::BodyFault;
 use crate::relay::StallMark;
 use crate::relay::StreamCut;
 use crate::socket::SocketWatch;
+use crate::stand_in::StandIns;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Protocol;
 
@@ -41,6 +46,10 @@ pub(super) struct Connection {
     pub(super) protocol: Protocol,
     pub(super) watch: SocketWatch,
     pub(super) local: Option<SocketAddr>,
+    /// Tells an h1 connection's transport that the head of an answer is about to be written.
+    pub(super) head: HeadMark,
+    /// The values of an h2 connection's heads.
+    pub(super) stand_ins: StandIns,
     /// Places and gauges that go with the connection, also into a WebSocket.
     pub(super) hold: Rc<dyn Any>,
     limits: Limits,
@@ -92,6 +101,8 @@ impl Connection {
             protocol,
             watch,
             local,
+            head: HeadMark::default(),
+            stand_ins: StandIns::default(),
             hold,
             opened: now,
             age_max: Duration::from_millis(spread(
@@ -118,6 +129,26 @@ impl Connection {
         self.uploading.set(self.uploading.get() + 1);
         self.watch.forget_first_read();
         RequestPlace { connection: self.clone(), uploading: true, ended: false }
+    }
+
+    /// Takes a request's values out of hyper's hands. To be called while hyper still polls this
+    /// connection, before anything else looks at the head. `false` if some of it is missing.
+    pub(super) fn receive<B>(&self, request: &mut Request<B>) -> bool {
+        match self.protocol {
+            Protocol::H1 => {
+                lift_request(request);
+                true
+            }
+            Protocol::H2 => self.stand_ins.restore_request(request),
+        }
+    }
+
+    /// Prepares an answer's head for hyper, which writes it next.
+    pub(super) fn depart<B>(&self, response: &mut Response<B>) {
+        match self.protocol {
+            Protocol::H1 => self.head.announce(),
+            Protocol::H2 => self.stand_ins.replace_headers(response.headers_mut()),
+        }
     }
 
     /// Whether this request is the last one that the connection takes.
@@ -166,6 +197,9 @@ impl Connection {
 
     /// How soon the guards want to look.
     pub(super) fn tick(&self) -> Duration {
+        if !self.stand_ins.is_empty() {
+            return TICK_FAST;
+        }
         if self.in_flight.get() == 0 {
             let idle =
                 if self.requests.get() == 0 { self.limits.first_request_timeout } else { self.limits.idle_timeout };
@@ -183,6 +217,10 @@ impl Connection {
             return Verdict::Cut(Guard::RequestsPerConnection);
         }
         let blocked = self.watch.write_blocked_for();
+        self.stand_ins.forget_arrived(now);
+        if blocked.is_none() {
+            self.stand_ins.forget_departing(now);
+        }
         if blocked.is_some_and(|blocked| blocked >= self.limits.write_stall) {
             return Verdict::Cut(Guard::WriteStall);
         }
@@ -319,7 +357,13 @@ impl Body for Served {
             }
             return Poll::Ready(Some(Err(fault)));
         }
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let mut polled = Pin::new(&mut this.body).poll_frame(cx);
+        if this.place.connection.protocol == Protocol::H2
+            && let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            this.place.connection.stand_ins.replace_headers(trailers);
+        }
         if this.place.uploading && this.body.upload_over() {
             this.place.upload_over();
         }

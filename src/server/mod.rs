@@ -50,6 +50,7 @@ use crate::route::NoRoute;
 use crate::route::Routes;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
+use crate::stand_in::Role;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Protocol;
 use crate::telemetry::metrics::Handles;
@@ -153,17 +154,18 @@ impl Server {
         let connection = Connection::new(protocol, watch, hold, limits.clone(), self.next_jitter());
         let service = {
             let (server, connection) = (self.clone(), connection.clone());
-            service_fn(move |request| {
+            service_fn(move |mut request| {
                 let (server, connection) = (server.clone(), connection.clone());
+                let whole = connection.receive(&mut request);
                 let stall = StallMark::default();
                 connection.announce(stall.clone());
-                async move { Ok::<_, Infallible>(server.respond(connection, request, stall).await) }
+                async move { Ok::<_, Infallible>(server.respond(connection, request, whole, stall).await) }
             })
         };
         let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {
-                let io = HyperIo::reading(transport, READ_BYTES_MAX);
+                let io = HyperIo::reading(transport, READ_BYTES_MAX).announced_by(guards.connection.head.clone());
                 let hyper = http1::Builder::new()
                     .header_read_timeout(None)
                     .max_headers(limits.head_fields)
@@ -175,7 +177,9 @@ impl Server {
                 guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
             }
             Protocol::H2 => {
-                let io = HyperIo::h2(transport, READ_BYTES_MAX);
+                let list_bytes_max = 2 * H2_HEAD_SLACK * limits.head_bytes;
+                let rewriter = guards.connection.stand_ins.rewriter(Role::Server, list_bytes_max);
+                let io = HyperIo::h2(transport, READ_BYTES_MAX, rewriter);
                 let executor = StreamExecutor {
                     connection: guards.connection.clone(),
                     counted: guards.handles.guard(Guard::WriteStall).clone(),
@@ -186,7 +190,7 @@ impl Server {
                     .keep_alive_timeout(Duration::from_secs(10))
                     .max_concurrent_streams(limits.streams_per_connection)
                     .max_header_list_size(u32::try_from(H2_HEAD_SLACK * limits.head_bytes).unwrap_or(u32::MAX))
-                    .header_table_size(4096)
+                    .header_table_size(0)
                     .max_pending_accept_reset_streams(20)
                     .max_local_error_reset_streams(128)
                     .max_send_buf_size(H2_SEND_BUFFER)
@@ -204,10 +208,11 @@ impl Server {
         self: Rc<Self>,
         connection: Rc<Connection>,
         request: Request<Incoming>,
+        whole: bool,
         stall: StallMark,
     ) -> Response<Served> {
         let place = connection.begin();
-        let answering = self.answer(connection.clone(), request, stall.clone());
+        let answering = self.answer(connection.clone(), request, whole, stall.clone());
         let mut response = or_if_it_panics(answering, answer::internal).await;
         // A client whose window is shut from the first byte on never lets hyper ask for one.
         stall.start(Instant::now());
@@ -217,6 +222,7 @@ impl Server {
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        connection.depart(&mut response);
         response.map(|body| Served::new(body, place))
     }
 
@@ -224,6 +230,7 @@ impl Server {
         self: Rc<Self>,
         connection: Rc<Connection>,
         mut request: Request<Incoming>,
+        whole: bool,
         stall: StallMark,
     ) -> Response<AnswerBody> {
         let snapshot = self.snapshot();
@@ -232,9 +239,12 @@ impl Server {
         let upgrade = relay::is_upgrade(&request);
 
         let extended = upgrade && request.method() == http::Method::CONNECT;
-        if let Err((guard, refusal)) =
+        let checked = if whole {
             policy::check(&request, extended, &snapshot.routes, connection.local, &snapshot.config.limits)
-        {
+        } else {
+            Err((Guard::BadFraming, Refusal::Malformed))
+        };
+        if let Err((guard, refusal)) = checked {
             snapshot.handles.guard(guard).inc();
             let dialect = admission::guess_dialect(request.uri().path(), request.headers());
             relay::drain_rest(Some(WipedIncoming::new(request.into_body())));

@@ -292,6 +292,7 @@ impl Endpoint {
     /// Closes what has been idle too long or was closed by the peer. Called once a second.
     pub(super) fn sweep(&self) {
         self.idle.borrow_mut().retain(|(_, line)| line.idle_since.elapsed() < self.idle_timeout && line.quiet());
+        self.h2.borrow().iter().for_each(H2Line::sweep);
         self.h2.borrow_mut().retain(|line| line.alive() && line.idle_for().is_none_or(|idle| idle < self.idle_timeout));
     }
 }

@@ -22,9 +22,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Switched;
 use super::upload::RequestBody;
 use crate::clock::TokioTimer;
+use crate::hygiene::head::HeadMark;
+use crate::hygiene::head::lift_response;
 use crate::hygiene::io::HyperIo;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
+use crate::stand_in::Rewriter;
+use crate::stand_in::Role;
+use crate::stand_in::StandIns;
 use crate::telemetry::metrics::GaugeGuard;
 
 /// hyper's read and write buffers of an h1 connection, and so the size of the chunks that a stalled
@@ -77,6 +82,8 @@ pub(crate) struct H1Line {
     over: bool,
     /// Interim answers to the current request.
     informational: Arc<AtomicU32>,
+    /// Tells the transport that a head is about to be written.
+    head: HeadMark,
     /// An exchange is under way or ended badly.
     busy: BusyLine,
     /// The last exchange's end, while pooled.
@@ -86,11 +93,13 @@ pub(crate) struct H1Line {
 
 impl H1Line {
     pub(super) async fn new(transport: Transport, watch: SocketWatch, open: Open) -> Option<Self> {
+        let head = HeadMark::default();
+        let io = HyperIo::new(transport).announced_by(head.clone());
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(H1_BUFFER_BYTES)
             .max_header_size(H1_BUFFER_BYTES)
             .max_headers(HEAD_FIELDS)
-            .handshake(HyperIo::new(transport))
+            .handshake(io)
             .await
             .ok()?;
         let busy = BusyLine { watch: watch.clone(), busy: false };
@@ -100,6 +109,7 @@ impl H1Line {
             watch,
             over: false,
             informational: Arc::default(),
+            head,
             busy,
             idle_since: Instant::now(),
             open,
@@ -136,8 +146,9 @@ impl H1Line {
         hyper::ext::on_informational(&mut request, move |_| {
             informational.fetch_add(1, Relaxed);
         });
+        self.head.announce();
         let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        std::future::poll_fn(|cx| {
+        let answered = std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
                     return Poll::Ready(answer.map_err(LineFault::from));
@@ -159,7 +170,11 @@ impl H1Line {
                 }
             }
         })
-        .await
+        .await;
+        answered.map(|mut response| {
+            lift_response(&mut response);
+            response
+        })
     }
 
     /// Whether another exchange may use it: the last one ended on both sides, and nothing that
@@ -219,12 +234,14 @@ pub(super) struct H2Line {
     state: Rc<H2State>,
 }
 
-type H2Connection = http2::Connection<HyperIo<Transport>, RequestBody, LocalExecutor>;
+type H2Connection = http2::Connection<HyperIo<Transport, Rewriter>, RequestBody, LocalExecutor>;
 
 struct H2State {
     /// Polled by its task; also asked for the peer's SETTINGS_MAX_CONCURRENT_STREAMS, which may
     /// change when nothing wakes that task. Lives as long as its last stream.
     connection: RefCell<H2Connection>,
+    /// The values of its heads.
+    stand_ins: StandIns,
     streams: Cell<usize>,
     idle_since: Cell<Instant>,
     over: Cell<bool>,
@@ -234,6 +251,13 @@ struct H2State {
 
 /// One stream of an h2 connection; dropping it frees the place.
 pub(crate) struct H2Slot(Rc<H2State>);
+
+impl H2Slot {
+    /// The values of the connection's heads.
+    pub(super) fn stand_ins(&self) -> &StandIns {
+        &self.0.stand_ins
+    }
+}
 
 impl Drop for H2Slot {
     fn drop(&mut self) {
@@ -245,21 +269,23 @@ impl Drop for H2Slot {
 
 impl H2Line {
     pub(super) async fn new(transport: Transport, open: Open, freed: Rc<Notify>) -> Option<Self> {
+        let stand_ins = StandIns::default();
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer)
             .initial_stream_window_size(H2_STREAM_WINDOW)
             .initial_connection_window_size(H2_CONNECTION_WINDOW)
             .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
-            .header_table_size(4096)
+            .header_table_size(0)
             .max_send_buf_size(H1_BUFFER_BYTES)
             .max_concurrent_reset_streams(128)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
-            .handshake(HyperIo::h2(transport, usize::MAX))
+            .handshake(HyperIo::h2(transport, usize::MAX, stand_ins.rewriter(Role::Client, HEAD_BYTES)))
             .await
             .ok()?;
         let state = Rc::new(H2State {
             connection: RefCell::new(connection),
+            stand_ins,
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             over: Cell::new(false),
@@ -290,6 +316,11 @@ impl H2Line {
         }
         state.streams.set(state.streams.get() + 1);
         Some((H2Slot(state.clone()), self.sender.clone()))
+    }
+
+    /// Once a second: forgets heads of answers that nobody waited for.
+    pub(super) fn sweep(&self) {
+        self.state.stand_ins.forget_arrived(Instant::now());
     }
 
     /// How long it has had no stream; `None` while it has one.

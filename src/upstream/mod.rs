@@ -92,7 +92,7 @@ pub(crate) struct Answer {
 /// What an answer's body needs to keep coming.
 pub(crate) enum Lease {
     H1(H1Lease),
-    H2 { _slot: H2Slot },
+    H2 { slot: H2Slot },
 }
 
 /// An h1 line on loan from its endpoint.
@@ -109,6 +109,14 @@ impl Lease {
             Self::H1(lease) => lease.line.drive(cx),
             // Its connection's own task does.
             Self::H2 { .. } => Poll::Pending,
+        }
+    }
+
+    /// Trailers as the upstream sent them. `false` if they cannot be had.
+    pub(crate) fn receive_trailers(&self, trailers: &mut HeaderMap) -> bool {
+        match self {
+            Self::H1(_) => true,
+            Self::H2 { slot } => slot.stand_ins().restore_headers(trailers),
         }
     }
 
@@ -310,10 +318,17 @@ impl Upstream {
                 }
             }
             Line::H2(slot, mut sender) => {
-                let request = head.to_h2(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
-                match sender.try_send_request(request).await {
+                let mut request = head.to_h2(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
+                let _departure = slot.stand_ins().replace_request(&mut request);
+                let mut answer = sender.try_send_request(request).await;
+                if let Ok(response) = &mut answer
+                    && !slot.stand_ins().restore_headers(response.headers_mut())
+                {
+                    return Err((SendFault::Protocol, None));
+                }
+                match answer {
                     Ok(response) if response.status().is_informational() => Err((SendFault::Protocol, None)),
-                    Ok(response) => Ok(Answer { response, lease: Lease::H2 { _slot: slot } }),
+                    Ok(response) => Ok(Answer { response, lease: Lease::H2 { slot } }),
                     Err(mut error) => {
                         // The request came back unsent, or the peer says that it did not look at it
                         // (RFC 9113 section 8.7: REFUSED_STREAM, or GOAWAY below its number).

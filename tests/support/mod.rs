@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod memory;
+
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;

@@ -27,6 +27,7 @@ use crate::BoxError;
 use crate::io::Control;
 use crate::io::Ending;
 use crate::pattern::pattern_bytes;
+use crate::words::words_bytes;
 
 /// Where the bytes come from.
 pub(crate) enum Source {
@@ -34,6 +35,8 @@ pub(crate) enum Source {
     Pieces(VecDeque<Bytes>),
     /// The deterministic sequence from `offset` up to `len`.
     Pattern { offset: u64, len: u64 },
+    /// The words of `seed`, in pieces of `piece_bytes`.
+    Words { seed: u32, offset: u64, len: u64, piece_bytes: u64 },
     /// Made one event at a time.
     Sse(Sse),
     /// The request body.
@@ -49,7 +52,7 @@ impl Source {
     fn len(&self) -> Option<u64> {
         match self {
             Source::Pieces(pieces) => Some(pieces.iter().map(|piece| piece.len() as u64).sum()),
-            Source::Pattern { len, .. } => Some(*len),
+            Source::Pattern { len, .. } | Source::Words { len, .. } => Some(*len),
             Source::Sse(sse) => sse.len,
             Source::Echo(reader) => reader.len(),
         }
@@ -60,6 +63,11 @@ impl Source {
             Source::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
             Source::Pattern { offset, len } => {
                 let piece = pattern_bytes(*offset, *len - *offset);
+                *offset += piece.len() as u64;
+                Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+            }
+            Source::Words { seed, offset, len, piece_bytes } => {
+                let piece = words_bytes(*seed, *offset, (*len - *offset).min(*piece_bytes));
                 *offset += piece.len() as u64;
                 Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
             }
@@ -202,6 +210,8 @@ pub(crate) struct Bends {
     /// Body bytes before the fault, and the fault.
     pub(crate) fault: Option<(u64, FaultKind)>,
     pub(crate) reset_code: u32,
+    /// Body bytes before a pause that ends with the request body.
+    pub(crate) hold: Option<(u64, oneshot::Receiver<()>)>,
     pub(crate) trailers: Option<HeaderMap>,
     pub(crate) hide_len: bool,
     pub(crate) h2: bool,
@@ -215,6 +225,7 @@ impl Bends {
             delay: Duration::ZERO,
             fault: None,
             reset_code: 0,
+            hold: None,
             trailers: None,
             hide_len: false,
             h2,
@@ -353,6 +364,13 @@ impl Body for ScriptBody {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
+        if let Some((at, ended)) = &mut this.bends.hold
+            && this.offset >= *at
+        {
+            // A reader that is gone counts as an end, too.
+            let _ = ready!(Pin::new(ended).poll(cx));
+            this.bends.hold = None;
+        }
         if std::mem::take(&mut this.flush) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -376,7 +394,8 @@ impl Body for ScriptBody {
         }
         let cut = this.bends.cuts.next(this.offset);
         let fault = this.bends.fault.map(|(at, _)| at);
-        let until = [cut, fault].into_iter().flatten().map(|at| at - this.offset).min().unwrap_or(u64::MAX);
+        let hold = this.bends.hold.as_ref().map(|(at, _)| *at);
+        let until = [cut, fault, hold].into_iter().flatten().map(|at| at - this.offset).min().unwrap_or(u64::MAX);
         let data = this.piece.split_to(usize::try_from(until).unwrap_or(usize::MAX).min(this.piece.len()));
         this.offset += data.len() as u64;
         if let Some(exchange) = &this.exchange {

@@ -45,6 +45,7 @@ use crate::websocket::Opcode;
 use crate::websocket::Role;
 use crate::websocket::WebSocket;
 use crate::websocket::accept_key;
+use crate::words;
 
 /// What the requests of one connection share.
 pub(crate) struct Connection {
@@ -81,7 +82,15 @@ pub(crate) async fn exchange(
     let mut reader = BodyReader::new(incoming, &exchange, script.read_rate);
     let mut unread = None;
     let mut echo = None;
-    if script.echo {
+    let mut read_beside = None;
+    if script.beside {
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        read_beside = Some(ended);
+        tokio::spawn(async move {
+            let _ = reader.read(0).await;
+            drop(sender);
+        });
+    } else if script.echo {
         echo = Some(reader);
     } else if script.early || script.early_close {
         unread = Some(reader);
@@ -130,7 +139,8 @@ pub(crate) async fn exchange(
             }
         });
     }
-    Ok(respond(&connection, &parts, script, answer, exchange, done))
+    let hold = script.hold_at.zip(read_beside);
+    Ok(respond(&connection, &parts, script, answer, exchange, hold, done))
 }
 
 /// Header, query, default: the first that is there.
@@ -147,7 +157,7 @@ fn script_of(shared: &Shared, parts: &Parts) -> Result<Option<Script>, ScriptErr
 
 impl Script {
     fn has_source(&self) -> bool {
-        self.echo || self.file.is_some() || self.size.is_some() || self.events.is_some()
+        self.echo || self.words.is_some() || self.file.is_some() || self.size.is_some() || self.events.is_some()
     }
 }
 
@@ -174,6 +184,10 @@ fn find_answer(
             }
         }
         answer
+    } else if let Some(seed) = script.words {
+        let piece_bytes = if script.event_bytes == 0 { u64::MAX } else { script.event_bytes as u64 };
+        let source = Source::Words { seed, offset: 0, len: script.size.unwrap_or(0), piece_bytes };
+        Answer::of(ok, "application/octet-stream", source)
     } else if let Some(len) = script.size {
         Answer::of(ok, "application/octet-stream", Source::Pattern { offset: 0, len })
     } else if let Some(count) = script.events {
@@ -203,6 +217,7 @@ fn respond(
     mut script: Script,
     mut answer: Answer,
     exchange: Exchange,
+    hold: Option<(u64, tokio::sync::oneshot::Receiver<()>)>,
     done: Option<tokio::sync::oneshot::Sender<()>>,
 ) -> Response<ScriptBody> {
     exchange.status(answer.status.as_u16());
@@ -221,6 +236,7 @@ fn respond(
             FaultAt::BodyByte(at) => Some((at, fault.what)),
             FaultAt::Head => None,
         }),
+        hold,
         reset_code: script.reset_code.unwrap_or(h2::Reason::INTERNAL_ERROR.into()),
         hide_len: match script.framing {
             // A length would leave no room for trailers, neither the script's nor echoed ones.
@@ -373,10 +389,16 @@ async fn converse(
                 if !script.period.is_zero() {
                     tokio::time::sleep(script.period).await;
                 }
-                let mut payload = format!("{{\"type\":\"flood\",\"index\":{index},\"padding\":\"");
-                let padding = script.event_bytes.saturating_sub(payload.len() + 2);
-                payload.extend(std::iter::repeat_n('x', padding));
-                payload.push_str("\"}");
+                let payload = match script.words {
+                    Some(seed) => words::text(seed, script.event_bytes),
+                    None => {
+                        let mut payload = format!("{{\"type\":\"flood\",\"index\":{index},\"padding\":\"");
+                        let padding = script.event_bytes.saturating_sub(payload.len() + 2);
+                        payload.extend(std::iter::repeat_n('x', padding));
+                        payload.push_str("\"}");
+                        payload
+                    }
+                };
                 sent(exchange, payload.len());
                 socket.send(Frame::new(Opcode::Text, payload)).await?;
             }

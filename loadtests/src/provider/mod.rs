@@ -45,6 +45,7 @@ use crate::io::listen;
 use crate::tls::Alpn;
 use crate::tls::Ca;
 use crate::tls::Leaf;
+use crate::tls::Versions;
 
 /// How a provider is set up.
 pub struct ProviderOptions {
@@ -52,6 +53,8 @@ pub struct ProviderOptions {
     pub port: u16,
     /// TLS or not, and which protocols.
     pub alpn: Alpn,
+    /// Which versions of TLS are spoken.
+    pub versions: Versions,
     /// Signs the certificate; a fresh one if not given.
     pub ca: Option<Arc<Ca>>,
     /// Shown instead of a certificate for `names`: expired, wrong, self-signed.
@@ -81,6 +84,7 @@ impl Default for ProviderOptions {
         ProviderOptions {
             port: 0,
             alpn: Alpn::Both,
+            versions: Versions::Both,
             ca: None,
             leaf: None,
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
@@ -117,7 +121,7 @@ impl Provider {
         let names: Vec<&str> = options.names.iter().map(String::as_str).collect();
         let leaf = options.leaf.clone().unwrap_or_else(|| ca.leaf(&names));
         let acceptor = match options.alpn.is_tls() {
-            true => Some(TlsAcceptor::from(leaf.server_config(options.alpn)?)),
+            true => Some(TlsAcceptor::from(leaf.server_config_of(options.alpn, options.versions)?)),
             false => None,
         };
         let vectors = match &options.vectors {

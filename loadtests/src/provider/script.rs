@@ -3,6 +3,7 @@
 //! What is answered
 //! - `file=NAME` a vectors file, byte-exact, with its content type and status
 //! - `size=N` N bytes of [`crate::pattern`]
+//! - `words=SEED` the same, of [`crate::words`]; `event_bytes=N` in pieces of N bytes, as many as there are in one write
 //! - `events=N` an SSE stream of N chat chunks and `[DONE]`; `event_bytes=N` size of each, `period_us=N` time between
 //!   starts, `stamp=1` a [`crate::monotonic_ns`] in each, `usage=1` a usage chunk before `[DONE]`
 //! - `echo=1` the request body as it arrives, and its trailers
@@ -11,6 +12,8 @@
 //! How the head looks
 //! - `status=N`, `header=name:value` (repeatable, `%XX` decoded), `trailer=name:value` (the same; on h1 hyper sends
 //!   trailers only to a client that said `te: trailers`), `close=1` (`connection: close`, or GOAWAY)
+//! - `header_words=name:SEED`, `trailer_words=name:SEED` (repeatable) values of 48 letters of [`crate::words`], so that
+//!   the script itself does not hold them
 //! - `len=auto|known|chunked|close` framing; `close` is close-delimited (h1 only)
 //! - `info=N` a 1xx first (h1 only; repeatable)
 //!
@@ -18,6 +21,8 @@
 //! - `head_delay_ms=N`; `cuts=3,17,200` or `cuts=splits` (those of the manifest) separate writes; `every=N` the same at
 //!   every N bytes; `delay_ms=N` pause at each cut
 //! - `early=1` answer before the request body is read; `early_close=1` the same, and the body is never read
+//! - `beside=1` answer at once, and read the request body meanwhile; `hold_at=N` (with it) send N bytes of the answer,
+//!   the rest once the request body has ended
 //! - `never=1` read the body, never answer
 //! - `read_rate=N` request body at N bytes a second; `read_stall=1` never read it
 //!
@@ -30,7 +35,7 @@
 //!
 //! WebSocket: `ws=echo` (default), `ws=script` (with `file=NAME.jsonl`: its lines after the client's first message),
 //! `ws=closeNNNN` (that close code right away), `ws=ping`, `ws=stall`, `ws=reset`, `ws=fin`, `ws=flood` (`events=N`
-//! messages of `event_bytes=N`, `period_us=N` apart), `ws=refuse` (426).
+//! messages of `event_bytes=N`, `period_us=N` apart; with `words=SEED` made of [`crate::words`]), `ws=refuse` (426).
 
 use std::fmt;
 use std::str::FromStr;
@@ -47,6 +52,7 @@ use crate::io::Ending;
 pub struct Script {
     pub(crate) file: Option<String>,
     pub(crate) size: Option<u64>,
+    pub(crate) words: Option<u32>,
     pub(crate) events: Option<u64>,
     pub(crate) event_bytes: usize,
     pub(crate) period: Duration,
@@ -66,6 +72,8 @@ pub struct Script {
     pub(crate) delay: Duration,
     pub(crate) early: bool,
     pub(crate) early_close: bool,
+    pub(crate) beside: bool,
+    pub(crate) hold_at: Option<u64>,
     pub(crate) never: bool,
     pub(crate) read_rate: Option<u64>,
     pub(crate) read_stall: bool,
@@ -107,6 +115,7 @@ impl Script {
         match key {
             "file" if !value.contains(['/', '\\']) => self.file = Some(value.to_owned()),
             "size" => self.size = Some(value.parse().ok()?),
+            "words" => self.words = Some(value.parse().ok()?),
             "events" => self.events = Some(value.parse().ok()?),
             "event_bytes" => self.event_bytes = value.parse().ok()?,
             "period_us" => self.period = Duration::from_micros(value.parse().ok()?),
@@ -117,6 +126,8 @@ impl Script {
             "status" => self.status = Some(StatusCode::from_bytes(value.as_bytes()).ok()?),
             "header" => self.headers.push(field(value)?),
             "trailer" => self.trailers.push(field(value)?),
+            "header_words" => self.headers.push(field_of_words(value)?),
+            "trailer_words" => self.trailers.push(field_of_words(value)?),
             "close" => self.close = flag(value)?,
             "len" => {
                 self.framing = match value {
@@ -140,6 +151,8 @@ impl Script {
             "delay_ms" => self.delay = Duration::from_millis(value.parse().ok()?),
             "early" => self.early = flag(value)?,
             "early_close" => self.early_close = flag(value)?,
+            "beside" => self.beside = flag(value)?,
+            "hold_at" => self.hold_at = Some(value.parse().ok()?),
             "never" => self.never = flag(value)?,
             "read_rate" => self.read_rate = Some(value.parse().ok().filter(|rate| *rate > 0)?),
             "read_stall" => self.read_stall = flag(value)?,
@@ -258,6 +271,16 @@ fn field(value: &str) -> Option<(HeaderName, HeaderValue)> {
     let value = percent_decode(value.trim(), false);
     Some((name, HeaderValue::from_bytes(&value).ok()?))
 }
+
+fn field_of_words(value: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, seed) = value.split_once(':')?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
+    let text = crate::words::text(seed.trim().parse().ok()?, HEAD_WORDS_BYTES);
+    Some((name, HeaderValue::from_str(&text).ok()?))
+}
+
+/// The length of a value made by `header_words` or `trailer_words`: three words.
+pub const HEAD_WORDS_BYTES: usize = 48;
 
 /// The script of a query string, if it has one.
 pub(crate) fn script_of_query(query: &str) -> Option<String> {
