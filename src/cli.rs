@@ -202,7 +202,7 @@ pub struct ProveArgs {
     /// Say it in JSON, on standard output, for auditors and scripts
     #[arg(long)]
     pub json: bool,
-    /// TLS 1.3 only and smaller bodies: a few seconds less sure, well under a quarter of a minute
+    /// Half of the paths, TLS 1.3 only, smaller bodies; a quarter of a minute instead of half a one
     #[arg(long)]
     pub quick: bool,
     /// Only this path: a name of the report's first column; may be given several times

@@ -140,7 +140,8 @@ impl Child {
     /// Waits for a line of this event; false if none comes or the process ends.
     pub(super) fn wait_for_log(&mut self, event: &str, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        let has = |log: &[u8]| String::from_utf8_lossy(log).lines().any(|line| event_of(line).as_deref() == Some(event));
+        let has =
+            |log: &[u8]| String::from_utf8_lossy(log).lines().any(|line| event_of(line).as_deref() == Some(event));
         while Instant::now() < deadline {
             if has(&self.log()) {
                 return true;

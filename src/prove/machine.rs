@@ -54,9 +54,11 @@ fn swap(swaps: Option<&str>) -> Line {
     let compressed = areas.iter().filter(|area| area.contains("zram")).count();
     match (areas.len(), compressed) {
         (0, _) => Line::new("swap", State::Good, "none".to_owned()),
-        (all, zram) if all == zram => {
-            Line::new("swap", State::Attention, "zram: memory is copied within memory. Lock memory, or swapoff".to_owned())
-        }
+        (all, zram) if all == zram => Line::new(
+            "swap",
+            State::Attention,
+            "zram: memory is copied within memory. Lock memory, or swapoff".to_owned(),
+        ),
         (all, _) => Line::new(
             "swap",
             State::Attention,
@@ -92,7 +94,10 @@ fn init_on_free(cmdline: Option<&str>, config: Option<&str>) -> Line {
     match (parameter.as_deref(), default) {
         (Some("1" | "on" | "y"), _) => Line::new("init_on_free", State::Good, "on by boot parameter".to_owned()),
         (None, Some(true)) => Line::new("init_on_free", State::Good, "on by the kernel's default".to_owned()),
-        (None, None) => unknown("init_on_free", "no boot parameter, and the kernel's options cannot be read. Boot with init_on_free=1"),
+        (None, None) => unknown(
+            "init_on_free",
+            "no boot parameter, and the kernel's options cannot be read. Boot with init_on_free=1",
+        ),
         _ => Line::new("init_on_free", State::Attention, advice.to_owned()),
     }
 }
@@ -101,7 +106,9 @@ fn init_on_free(cmdline: Option<&str>, config: Option<&str>) -> Line {
 fn core_pattern(pattern: Option<&str>) -> Line {
     match pattern {
         None => unknown("core_pattern", "/proc/sys/kernel/core_pattern cannot be read"),
-        Some("" | "|/bin/false" | "|/bin/true") => Line::new("core_pattern", State::Good, "no cores are kept".to_owned()),
+        Some("" | "|/bin/false" | "|/bin/true") => {
+            Line::new("core_pattern", State::Good, "no cores are kept".to_owned())
+        }
         Some(pattern) if pattern.starts_with('|') => Line::new(
             "core_pattern",
             State::Good,
@@ -119,15 +126,26 @@ fn core_pattern(pattern: Option<&str>) -> Line {
 fn suid_dumpable(value: Option<&str>) -> Line {
     match value {
         None => unknown("suid_dumpable", "/proc/sys/fs/suid_dumpable cannot be read"),
-        Some(value) => good_if("suid_dumpable", value != "1", value, "1: processes that gave up rights are dumped. Set 0"),
+        Some(value) => {
+            good_if("suid_dumpable", value != "1", value, "1: processes that gave up rights are dumped. Set 0")
+        }
     }
 }
 
 /// Documentation/admin-guide/LSM/Yama.
 fn ptrace_scope(scope: Option<&str>) -> Line {
     match scope {
-        None => Line::new("ptrace_scope", State::Attention, "no Yama: the same user may trace processes that are dumpable; nullhop is not".to_owned()),
-        Some(scope) => good_if("ptrace_scope", scope != "0", scope, "0: the same user may trace. Set kernel.yama.ptrace_scope to 1 or more"),
+        None => Line::new(
+            "ptrace_scope",
+            State::Attention,
+            "no Yama: the same user may trace processes that are dumpable; nullhop is not".to_owned(),
+        ),
+        Some(scope) => good_if(
+            "ptrace_scope",
+            scope != "0",
+            scope,
+            "0: the same user may trace. Set kernel.yama.ptrace_scope to 1 or more",
+        ),
     }
 }
 
@@ -146,7 +164,9 @@ fn security_modules(modules: Option<&str>) -> Line {
 /// The mode in force stands in brackets: kernel_lockdown(7).
 fn lockdown(modes: Option<&str>) -> Line {
     match modes {
-        None => Line::new("lockdown", State::Attention, "not in force: root can read memory through the kernel".to_owned()),
+        None => {
+            Line::new("lockdown", State::Attention, "not in force: root can read memory through the kernel".to_owned())
+        }
         Some(modes) => good_if(
             "lockdown",
             modes.contains("[confidentiality]"),
@@ -157,7 +177,12 @@ fn lockdown(modes: Option<&str>) -> Line {
 }
 
 fn key_log(is_set: bool) -> Line {
-    good_if("tls_key_log", !is_set, "SSLKEYLOGFILE is not set", "SSLKEYLOGFILE is set here; nullhop does not read it, others do")
+    good_if(
+        "tls_key_log",
+        !is_set,
+        "SSLKEYLOGFILE is not set",
+        "SSLKEYLOGFILE is set here; nullhop does not read it, others do",
+    )
 }
 
 fn memory_encryption(cpuinfo: Option<&str>) -> Line {

@@ -96,7 +96,8 @@ impl Memory {
         if !refused.is_empty() {
             // The process runs on: some may be gone by now.
             let still = self.mappings()?;
-            refused.retain(|mapping| still.iter().any(|other| other.start == mapping.start && other.end == mapping.end));
+            refused
+                .retain(|mapping| still.iter().any(|other| other.start == mapping.start && other.end == mapping.end));
         }
         look.refused = refused;
         Ok(look)

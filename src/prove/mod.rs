@@ -130,7 +130,11 @@ impl Proof {
         let mut report = Report {
             quick: arguments.quick,
             partial: !arguments.only.is_empty(),
-            configuration: if arguments.config.is_some() { "the configuration file" } else { "the built-in configuration" },
+            configuration: if arguments.config.is_some() {
+                "the configuration file"
+            } else {
+                "the built-in configuration"
+            },
             paths: Vec::new(),
             memory: Vec::new(),
             surfaces: Vec::new(),
@@ -154,17 +158,19 @@ impl Proof {
             Ok(ca) => ca,
             Err(error) => return Err(cannot(report, "child", format!("no memory file: {}", error.kind()))),
         };
-        let further: Vec<(&str, u16)> = FURTHER.into_iter().flatten().zip(upstream.only.into_iter().flatten()).collect();
+        let further: Vec<(&str, u16)> =
+            FURTHER.into_iter().flatten().zip(upstream.only.into_iter().flatten()).collect();
         let substitute = Substitute { ca_file: &ca.path(), port: upstream.any, further: &further };
-        let derived =
-            derive::derive(arguments.config.as_deref(), &substitute, true).map_err(Refused::Configuration)?;
+        let derived = derive::derive(arguments.config.as_deref(), &substitute, true).map_err(Refused::Configuration)?;
         let text = match Handed::new(&derived.text) {
             Ok(text) => text,
             Err(error) => return Err(cannot(report, "child", format!("no memory file: {}", error.kind()))),
         };
         let child = match Child::start(&text) {
             Ok(child) => child,
-            Err(NotStarted::Spawn(error)) => return Err(cannot(report, "child", format!("cannot be started: {error}"))),
+            Err(NotStarted::Spawn(error)) => {
+                return Err(cannot(report, "child", format!("cannot be started: {error}")));
+            }
             Err(NotStarted::Silent(log)) => {
                 // Content-free by construction, and the only hint that there is.
                 let _ = std::io::stderr().write_all(&log);
@@ -175,7 +181,11 @@ impl Proof {
             Ok(memory) => memory,
             Err(error) => {
                 report.guards = surface::guards(&surface::metrics(&child));
-                return Err(cannot(report, "reading", format!("cannot read the memory of the child: {}", error.kind())));
+                return Err(cannot(
+                    report,
+                    "reading",
+                    format!("cannot read the memory of the child: {}", error.kind()),
+                ));
             }
         };
         let (lanes, configured) = lanes(&derived, &child, arguments.quick, &mut report.notes);
@@ -215,7 +225,11 @@ impl Proof {
     async fn all(&mut self, wanted: &[Path]) {
         let all = self.dictionary.search_for_all();
         self.apart("before", "no word before the first request", &all);
-        let is_wanted = |path: Path| wanted.is_empty() || wanted.contains(&path);
+        let quick = self.report.quick;
+        let is_wanted = |path: Path| match wanted {
+            [] => !quick || path.is_quick(),
+            wanted => wanted.contains(&path),
+        };
         for (place, path) in Path::ALL.into_iter().enumerate() {
             // What ends the child comes when everything else was looked at.
             if is_wanted(path) && path != Path::Drain {
@@ -237,7 +251,9 @@ impl Proof {
             self.report.paths.push(report);
             let ended = self.child.wait(Duration::from_secs(10));
             self.report.surfaces.push(match ended {
-                Some(status) if status.success() => Line::new("end", State::Good, "it drained and ended by itself".to_owned()),
+                Some(status) if status.success() => {
+                    Line::new("end", State::Good, "it drained and ended by itself".to_owned())
+                }
                 _ => Line::new("end", State::Broken, "it did not end in order after the drain".to_owned()),
             });
         }
@@ -374,7 +390,8 @@ impl Proof {
             // Listeners close, connections are told.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        let mut results: Vec<_> = points.iter().map(|(lane, point)| (*lane, (*point, Counts::default(), None))).collect();
+        let mut results: Vec<_> =
+            points.iter().map(|(lane, point)| (*lane, (*point, Counts::default(), None))).collect();
         // Bodies: gone at once, or as soon as nullhop has come to the end of its turn.
         loop {
             let Some(look) = self.look(search) else { return results };
@@ -448,7 +465,9 @@ impl Proof {
         let bytes: u64 = secret.iter().map(|mapping| mapping.bytes()).sum();
         match (bytes, other.len()) {
             (0, _) => broken("configured, but there is no memory here that cannot be read"),
-            (bytes, 0) => Some(Line::new(NAME, State::Good, format!("{bytes} bytes, which could not be read from here"))),
+            (bytes, 0) => {
+                Some(Line::new(NAME, State::Good, format!("{bytes} bytes, which could not be read from here")))
+            }
             _ => broken("other memory could not be read either"),
         }
     }

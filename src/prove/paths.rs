@@ -122,6 +122,21 @@ impl Path {
         Self::ALL.into_iter().find(|path| path.name() == name)
     }
 
+    /// Whether a quick run has it: one of each sort.
+    pub(super) fn is_quick(self) -> bool {
+        matches!(
+            self,
+            Self::Unary
+                | Self::Stream
+                | Self::Upstream4xx
+                | Self::ClientAbort
+                | Self::SlowReader
+                | Self::WebSocket
+                | Self::Reload
+                | Self::Drain
+        )
+    }
+
     /// Whether this lane makes sense for it.
     pub(super) fn takes(self, lane: &Lane) -> bool {
         match self {
@@ -433,8 +448,7 @@ impl Drive {
     }
 
     async fn upload_abort(&self) -> Result<(), Failed> {
-        let mut client =
-            Client::connect_to_reset(self.lane.how).await.ok_or(Failed("the client could not connect"))?;
+        let mut client = Client::connect_to_reset(self.lane.how).await.ok_or(Failed("the client could not connect"))?;
         let (plan, seen) = self.plan(Reading::Never, 200, Vec::new());
         let one = self.content(Kind::RequestBody, FRAME);
         let mut steps: Vec<Step> = (0..self.sizes.stalled / FRAME).map(|_| Step::Send(one.clone())).collect();

@@ -288,7 +288,7 @@ impl Report {
         if todo.is_empty() {
             let which = match (self.partial, self.quick) {
                 (true, _) => " on the paths that were asked for",
-                (false, true) => " (quick: TLS 1.3 only, smaller bodies)",
+                (false, true) => " (quick: half of the paths, TLS 1.3 only, smaller bodies)",
                 (false, false) => "",
             };
             let _ = writeln!(out, "\nVerdict: everything promised holds{which}.");
@@ -315,14 +315,9 @@ fn path_line(path: &PathReport, out: &mut String) {
     let of = |kind: Kind| found[kind as usize];
     let headers = of(Kind::RequestHeader).max(of(Kind::ResponseHeader));
     let _ = write!(out, " {:>5}", lanes.len());
-    for bytes in [
-        of(Kind::RequestBody),
-        of(Kind::ResponseBody),
-        of(Kind::Credential),
-        of(Kind::Path),
-        of(Kind::Query),
-        headers,
-    ] {
+    for bytes in
+        [of(Kind::RequestBody), of(Kind::ResponseBody), of(Kind::Credential), of(Kind::Path), of(Kind::Query), headers]
+    {
         let _ = write!(out, " {bytes:>10}");
     }
     match path.in_flight() {
@@ -342,7 +337,9 @@ fn advice(name: &str) -> &'static str {
         "reading" => "Run it as root, or with CAP_SYS_PTRACE: sudo nullhop prove.",
         "coverage" => "A part of the memory was not searched, so nothing is proved.",
         "child" => "nullhop run -c with this configuration says more.",
-        "core_dumps_off" | "not_dumpable" | "no_new_privileges" => "The system refused what every Linux allows: ask its administrator why.",
+        "core_dumps_off" | "not_dumpable" | "no_new_privileges" => {
+            "The system refused what every Linux allows: ask its administrator why."
+        }
         "log" | "metrics" | "admin" | "open_files" | "new_files" | "storage" | "sockets" | "before" | "afterwards" => {
             "Do not run this build; report it with --json."
         }

@@ -115,9 +115,7 @@ impl Upstream {
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone()));
             let mut config = rustls::ServerConfig::builder_with_provider(provider)
                 .with_protocol_versions(versions)
-                .and_then(|builder| {
-                    builder.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key)
-                })
+                .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key))
                 .map_err(io::Error::other)?;
             config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
             Ok::<_, io::Error>(Some(Arc::new(config)))
