@@ -37,7 +37,7 @@ const WORDS: [&str; 12] =
 
 /// Runs the demo; returns when it is interrupted, or after one stream with `--once`.
 pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
-    let Some(provider) = start_provider() else {
+    let Some((provider, socket)) = bind_provider() else {
         eprintln!("nullhop demo: cannot listen on 127.0.0.1");
         return ExitCode::FAILURE;
     };
@@ -64,6 +64,10 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if scripted::serve("demo-provider", vec![Port { socket, tls: None }], play).is_err() {
+        eprintln!("nullhop demo: cannot start a thread");
+        return ExitCode::FAILURE;
+    }
     let address = bound.listeners[0];
     let metrics = bound.metrics;
     let Some(pem) = bound.self_signed_pem() else { return ExitCode::FAILURE };
@@ -186,12 +190,9 @@ fn tell(address: SocketAddr, metrics: Option<SocketAddr>, measured: &Measured, o
     println!("Ctrl-C ends it.");
 }
 
-/// The provider: its own thread, ends with the process.
-fn start_provider() -> Option<SocketAddr> {
+fn bind_provider() -> Option<(SocketAddr, std::net::TcpListener)> {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").ok()?;
-    let address = socket.local_addr().ok()?;
-    scripted::serve("demo-provider", vec![Port { socket, tls: None }], play).ok()?;
-    Some(address)
+    Some((socket.local_addr().ok()?, socket))
 }
 
 /// An answer in the dialect of the path that was called.

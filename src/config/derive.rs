@@ -29,7 +29,23 @@ pub(crate) struct Derived {
     /// The configuration that it was made of.
     pub(crate) original: Config,
     /// `memory.heap` as configured, if this version has it.
-    pub(crate) heap: Option<String>,
+    heap: Option<String>,
+}
+
+const PLAIN: &str = "heap = \"plain\"";
+
+impl Derived {
+    /// The same text with `memory.heap` as it was configured; `None` if that is `plain`, or if there is no such key.
+    pub(crate) fn with_configured_heap(&self) -> Option<String> {
+        let heap = self.heap.as_deref().filter(|heap| *heap != "plain")?;
+        // A line of its own: a quoted value cannot hold these quotes.
+        Some(self.text.replacen(PLAIN, &format!("heap = \"{heap}\""), 1))
+    }
+
+    /// Whether the configuration demands that not even root can read the heap.
+    pub(crate) fn demands_secret_heap(&self) -> bool {
+        self.heap.as_deref() == Some("secret")
+    }
 }
 
 /// An answer that stalls, a body of 8 MiB: long enough and large enough for all that is driven through.
@@ -41,12 +57,12 @@ const BODY_MIN: u64 = 16 << 20;
 /// Kept are TLS, certificates, hosts, limits, privacy, routes and everything else that is not named
 /// here. Changed are: addresses (127.0.0.1, any free port), `proxy_protocol_from` (empty), client
 /// certificates (not asked for), the metrics token (none), the log's level (`info`), the drain's times,
-/// the upstreams' addresses, and limits that would end the run's own connections (raised to a minimum).
-/// With `plain_heap`, `memory.heap` becomes `plain`.
+/// the upstreams' addresses, `memory.heap` (`plain`, so that everything can be searched), and limits that
+/// would end the run's own connections (raised to a minimum).
 ///
 /// # Errors
 /// What is wrong with the file.
-pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>, plain_heap: bool) -> Result<Derived, Report> {
+pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result<Derived, Report> {
     let (text, base_dir, source_name) = match path {
         Some(path) => {
             let folder = path.parent().unwrap_or(Path::new(""));
@@ -66,7 +82,7 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>, plain_hea
     };
     let heap = raw.all("memory").next().filter(|block| has(block, "heap")).and_then(|block| block.text("heap"));
     let heap = heap.map(str::to_owned);
-    change(&mut raw, substitute, plain_heap);
+    change(&mut raw, substitute);
     let mut text = String::new();
     for block in &raw.blocks {
         write(block, &base_dir, &mut text);
@@ -80,7 +96,7 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>, plain_hea
     Ok(Derived { text, original, heap })
 }
 
-fn change(raw: &mut RawConfig, substitute: &Substitute<'_>, plain_heap: bool) {
+fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
     let free = || Value::Address(([127, 0, 0, 1], 0).into());
     for block in &mut raw.blocks {
         match block.section.path {
@@ -118,7 +134,7 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>, plain_heap: bool) {
                     block.set(key, Value::Integer(block.number(key).max(256)));
                 }
             }
-            "memory" if plain_heap && has(block, "heap") => block.set("heap", Value::Text("plain".to_owned())),
+            "memory" if has(block, "heap") => block.set("heap", Value::Text("plain".to_owned())),
             "upstream" => {
                 let base_path = block
                     .endpoint("url")
@@ -194,7 +210,7 @@ mod tests {
 
     #[test]
     fn the_built_in_configuration_keeps_its_upstreams_and_loses_their_addresses() {
-        let derived = derive(None, &SUBSTITUTE, true).unwrap_or_else(|report| panic!("{report}"));
+        let derived = derive(None, &SUBSTITUTE).unwrap_or_else(|report| panic!("{report}"));
         let read = Config::from_toml(&derived.text, Path::new(""), "derived").unwrap_or_else(|e| panic!("{e}"));
         let config = read.config;
         assert_eq!(config.upstreams.len(), derived.original.upstreams.len() + 2);
@@ -224,7 +240,7 @@ mod tests {
                     [[upstream.endpoint]]\nurl = \"https://a.example/x\"\n\
                     [[upstream.endpoint]]\nurl = \"https://b.example/x\"\n";
         std::fs::write(&file, text).unwrap();
-        let derived = derive(Some(&file), &SUBSTITUTE, true).unwrap_or_else(|report| panic!("{report}"));
+        let derived = derive(Some(&file), &SUBSTITUTE).unwrap_or_else(|report| panic!("{report}"));
         let read = Config::from_toml(&derived.text, Path::new("/nowhere"), "derived").unwrap_or_else(|e| panic!("{e}"));
         let config = read.config;
         assert!(config.certificates[0].cert_file.is_absolute());

@@ -161,7 +161,7 @@ impl Proof {
         let further: Vec<(&str, u16)> =
             FURTHER.into_iter().flatten().zip(upstream.only.into_iter().flatten()).collect();
         let substitute = Substitute { ca_file: &ca.path(), port: upstream.any, further: &further };
-        let derived = derive::derive(arguments.config.as_deref(), &substitute, true).map_err(Refused::Configuration)?;
+        let derived = derive::derive(arguments.config.as_deref(), &substitute).map_err(Refused::Configuration)?;
         let text = match Handed::new(&derived.text) {
             Ok(text) => text,
             Err(error) => return Err(cannot(report, "child", format!("no memory file: {}", error.kind()))),
@@ -242,10 +242,13 @@ impl Proof {
         self.report.surfaces = surface::pages(&self.child, &all);
         self.report.surfaces.extend(surface::files(&self.child));
         self.report.surfaces.push(surface::sockets(&self.child, &ports));
-        self.report.guards = surface::guards(&surface::metrics(&self.child));
-        if let Some(line) = self.secret_heap() {
+        let mut page = surface::metrics(&self.child);
+        if let Some(text) = self.derived.with_configured_heap() {
+            let (line, of_second) = self.configured_heap(&text);
             self.report.memory.push(line);
+            page = of_second;
         }
+        self.report.guards = surface::guards(&page);
         if is_wanted(Path::Drain) {
             let report = self.path(Path::Drain, Path::ALL.len() - 1).await;
             self.report.paths.push(report);
@@ -445,31 +448,32 @@ impl Proof {
         results
     }
 
-    /// The search above is made on a plain heap, so that it sees everything. If the configuration wants the
-    /// secret heap, a second child has it as configured, and there the reading must fail.
-    fn secret_heap(&mut self) -> Option<Line> {
-        const NAME: &str = "secret_heap";
-        if self.derived.heap.as_deref() != Some("secret") {
-            return None;
+    /// The searches are made on a plain heap, so that they see everything. If the configuration has another one, a second
+    /// child has it as configured. Where it is secret, reading it must fail. Also that child's metrics page.
+    fn configured_heap(&self, text: &str) -> (Line, String) {
+        let line = |state, says: String| Line::new("configured_heap", state, says);
+        let started = Handed::new(text).ok().map(|handed| (Child::start(&handed), handed));
+        let Some((Ok(child), _handed)) = started else {
+            return (line(State::Broken, "the child did not start with it".to_owned()), String::new());
+        };
+        let page = surface::metrics(&child);
+        if !surface::is_active(&page, "secret_heap") {
+            let line = match self.derived.demands_secret_heap() {
+                true => line(State::Broken, "secret is configured, and it is not".to_owned()),
+                false => line(State::Attention, "not secret: root can read it while it works".to_owned()),
+            };
+            return (line, page);
         }
-        let broken = |says: &str| Some(Line::new(NAME, State::Broken, says.to_owned()));
-        // The same text but for this one value, which stands in a line of its own.
-        let text = self.derived.text.replacen("heap = \"plain\"", "heap = \"secret\"", 1);
-        let Ok(handed) = Handed::new(&text) else { return broken("no memory file") };
-        let Ok(child) = Child::start(&handed) else { return broken("the child did not start with it") };
         let search = self.dictionary.search_for(0);
         let Some(look) = Memory::open(child.pid()).ok().and_then(|memory| memory.search(&search).ok()) else {
-            return broken("its list of mappings could not be read");
+            return (line(State::Broken, "its list of mappings could not be read".to_owned()), page);
         };
-        let (secret, other): (Vec<_>, Vec<_>) = look.refused.iter().partition(|mapping| mapping.is_secret());
-        let bytes: u64 = secret.iter().map(|mapping| mapping.bytes()).sum();
-        match (bytes, other.len()) {
-            (0, _) => broken("configured, but there is no memory here that cannot be read"),
-            (bytes, 0) => {
-                Some(Line::new(NAME, State::Good, format!("{bytes} bytes, which could not be read from here")))
-            }
-            _ => broken("other memory could not be read either"),
-        }
+        let secret: u64 = look.refused.iter().filter(|mapping| mapping.is_secret()).map(memory::Mapping::bytes).sum();
+        let line = match secret {
+            0 => line(State::Broken, "it says that it is secret, and all of it could be read".to_owned()),
+            bytes => line(State::Good, format!("secret: {bytes} bytes that could not be read from here")),
+        };
+        (line, page)
     }
 }
 

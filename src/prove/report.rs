@@ -303,9 +303,8 @@ impl Report {
 }
 
 fn path_line(path: &PathReport, out: &mut String) {
-    let _ = write!(out, "  {:15}", path.path.name());
     if let Some(why) = path.impossible {
-        let _ = writeln!(out, "       {why}");
+        let _ = writeln!(out, "  {:15}       {why}", path.path.name());
         return;
     }
     let mut lanes: Vec<_> = path.searched.iter().map(|one| (&one.pair, one.tls)).collect();
@@ -313,22 +312,21 @@ fn path_line(path: &PathReport, out: &mut String) {
     lanes.dedup();
     let found = path.found();
     let of = |kind: Kind| found[kind as usize];
-    let headers = of(Kind::RequestHeader).max(of(Kind::ResponseHeader));
-    let _ = write!(out, " {:>5}", lanes.len());
-    for bytes in
-        [of(Kind::RequestBody), of(Kind::ResponseBody), of(Kind::Credential), of(Kind::Path), of(Kind::Query), headers]
-    {
-        let _ = write!(out, " {bytes:>10}");
+    let mut line = format!("  {:15} {:>5}", path.path.name(), lanes.len());
+    for bytes in [
+        of(Kind::RequestBody),
+        of(Kind::ResponseBody),
+        of(Kind::Credential),
+        of(Kind::Path),
+        of(Kind::Query),
+        of(Kind::RequestHeader).max(of(Kind::ResponseHeader)),
+    ] {
+        let _ = write!(line, " {bytes:>10}");
     }
-    match path.in_flight() {
-        Some(bytes) => {
-            let _ = write!(out, " {:>6} KiB", bytes.div_ceil(1024));
-        }
-        None => {
-            let _ = write!(out, " {:>10}", "");
-        }
-    }
-    let _ = writeln!(out, "{}", if path.holds() { "" } else { " RED" });
+    let in_flight = path.in_flight().map_or(String::new(), |bytes| format!("{} KiB", bytes.div_ceil(1024)));
+    let _ = write!(line, " {in_flight:>10} {}", if path.holds() { "" } else { "RED" });
+    out.push_str(line.trim_end());
+    out.push('\n');
 }
 
 /// What to do about a broken line; what is not here says it itself.

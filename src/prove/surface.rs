@@ -196,15 +196,17 @@ fn address(text: &str) -> (bool, u16) {
     (ip[0] == 127, u16::from_str_radix(port, 16).unwrap_or(0))
 }
 
+/// Whether a metrics page says that a guard is active.
+pub(super) fn is_active(page: &str, guard: &str) -> bool {
+    let wanted = format!("guard=\"{guard}\"");
+    let of = |line: &&str| line.starts_with("nullhop_guard_active{") && line.contains(&wanted);
+    page.lines().find(of).and_then(|line| line.rsplit_once(' ')).is_some_and(|(_, value)| value == "1")
+}
+
 /// What the child says about its guards. One that this kind of machine may lack is worth attention only.
 pub(super) fn guards(page: &str) -> Vec<Line> {
-    let active = |guard: ProcessGuard| {
-        let wanted = format!("guard=\"{}\"", guard.as_str());
-        let of = |line: &&str| line.starts_with("nullhop_guard_active{") && line.contains(&wanted);
-        page.lines().find(of).and_then(|line| line.rsplit_once(' ')).is_some_and(|(_, value)| value == "1")
-    };
     let guard = |guard: ProcessGuard| {
-        let (state, says) = match (active(guard), is_promised(guard)) {
+        let (state, says) = match (is_active(page, guard.as_str()), is_promised(guard)) {
             (true, _) => (State::Good, "active"),
             (false, true) => (State::Broken, "not active"),
             (false, false) => (State::Attention, "not active"),
@@ -214,13 +216,10 @@ pub(super) fn guards(page: &str) -> Vec<Line> {
     ProcessGuard::ALL.iter().copied().map(guard).collect()
 }
 
-/// Whether every machine that nullhop runs on has it.
+/// Whether every machine that nullhop runs on has it. For others a limit, a container's policy or an older
+/// kernel can stand in the way.
 fn is_promised(guard: ProcessGuard) -> bool {
-    match guard {
-        ProcessGuard::CoreDumpsOff | ProcessGuard::NotDumpable | ProcessGuard::NoNewPrivileges => true,
-        // A limit, a container's policy or an older kernel can stand in the way.
-        ProcessGuard::MemoryLocked | ProcessGuard::Seccomp | ProcessGuard::Landlock => false,
-    }
+    matches!(guard, ProcessGuard::CoreDumpsOff | ProcessGuard::NotDumpable | ProcessGuard::NoNewPrivileges)
 }
 
 /// The measures that keep memory free of content. The child is this same program with this same environment.
