@@ -205,12 +205,13 @@ fn write(block: &Block, base_dir: &Path, out: &mut String) {
 mod tests {
     use super::*;
 
-    const SUBSTITUTE: Substitute<'static> =
-        Substitute { ca_file: Path::new("/proc/self/exe"), port: 4, further: &[("prove-h1", 5), ("prove-h2", 6)] };
+    fn substitute() -> Substitute<'static> {
+        Substitute { ca_file: Path::new("/proc/self/exe"), port: 4, further: &[("prove-h1", 5), ("prove-h2", 6)] }
+    }
 
     #[test]
     fn the_built_in_configuration_keeps_its_upstreams_and_loses_their_addresses() {
-        let derived = derive(None, &SUBSTITUTE).unwrap_or_else(|report| panic!("{report}"));
+        let derived = derive(None, &substitute()).unwrap_or_else(|report| panic!("{report}"));
         let read = Config::from_toml(&derived.text, Path::new(""), "derived").unwrap_or_else(|e| panic!("{e}"));
         let config = read.config;
         assert_eq!(config.upstreams.len(), derived.original.upstreams.len() + 2);
@@ -240,7 +241,7 @@ mod tests {
                     [[upstream.endpoint]]\nurl = \"https://a.example/x\"\n\
                     [[upstream.endpoint]]\nurl = \"https://b.example/x\"\n";
         std::fs::write(&file, text).unwrap();
-        let derived = derive(Some(&file), &SUBSTITUTE).unwrap_or_else(|report| panic!("{report}"));
+        let derived = derive(Some(&file), &substitute()).unwrap_or_else(|report| panic!("{report}"));
         let read = Config::from_toml(&derived.text, Path::new("/nowhere"), "derived").unwrap_or_else(|e| panic!("{e}"));
         let config = read.config;
         assert!(config.certificates[0].cert_file.is_absolute());

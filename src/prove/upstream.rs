@@ -76,7 +76,10 @@ impl Seen {
 
 /// Plans that wait for their request.
 #[derive(Clone, Default)]
-pub(super) struct Plans(Arc<Mutex<HashMap<u64, (Plan, Arc<Seen>)>>>);
+pub(super) struct Plans(Arc<Mutex<HashMap<u64, Laid>>>);
+
+/// A plan, and where its maker looks for what came of it.
+type Laid = (Plan, Arc<Seen>);
 
 impl Plans {
     /// Lays a plan; the number is what the request's header must say.
@@ -88,7 +91,7 @@ impl Plans {
         (number, seen)
     }
 
-    fn take(&self, headers: &HeaderMap) -> Option<(Plan, Arc<Seen>)> {
+    fn take(&self, headers: &HeaderMap) -> Option<Laid> {
         let number = headers.get(PLAN)?.to_str().ok()?.parse().ok()?;
         self.0.lock().expect("nobody panics holding it").remove(&number)
     }
