@@ -77,6 +77,8 @@ pub(super) struct Child {
     pub(super) admin: SocketAddr,
     /// Its working folder and its `TMPDIR`.
     pub(super) folder: Option<Folder>,
+    /// [`Child::stored`] when it began to serve.
+    pub(super) stored_at_start: Option<u64>,
 }
 
 /// Why there is no child.
@@ -110,7 +112,15 @@ impl Child {
             collect(err, log.clone());
         }
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut child = Self { process, log, listeners: Vec::new(), metrics: unknown, admin: unknown, folder };
+        let mut child = Self {
+            process,
+            log,
+            listeners: Vec::new(),
+            metrics: unknown,
+            admin: unknown,
+            folder,
+            stored_at_start: None,
+        };
         if !child.wait_for_log("started", START) {
             return Err(NotStarted::Silent(child.log()));
         }
@@ -125,7 +135,14 @@ impl Child {
         if child.listeners.is_empty() || child.metrics == unknown || child.admin == unknown {
             return Err(NotStarted::Silent(child.log()));
         }
+        child.stored_at_start = child.stored();
         Ok(child)
+    }
+
+    /// Bytes that it has made the kernel send to storage so far (`write_bytes`, proc(5)).
+    pub(super) fn stored(&self) -> Option<u64> {
+        let counted = std::fs::read_to_string(format!("/proc/{}/io", self.pid())).ok()?;
+        counted.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
     }
 
     pub(super) fn pid(&self) -> u32 {
