@@ -34,6 +34,11 @@ use crate::drain::DrainTrigger;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
 use crate::hygiene;
+use crate::hygiene::environment::Environment;
+use crate::hygiene::lockdown;
+use crate::hygiene::lockdown::LockedDown;
+use crate::hygiene::lockdown::Needs;
+use crate::hygiene::lockdown::NotLocked;
 use crate::hygiene::process::Hardened;
 use crate::listener;
 use crate::listener::Places;
@@ -90,6 +95,12 @@ pub(crate) enum StartFault {
         address: SocketAddr,
         error: io::ErrorKind,
     },
+    /// A variable that nullhop does not run with.
+    Environment {
+        variable: &'static str,
+    },
+    /// `[memory] lock = "required"`, and it cannot be had.
+    Memory(NotLocked),
     Names,
     Networks {
         listener: String,
@@ -121,6 +132,21 @@ impl fmt::Display for StartFault {
                     io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need CAP_NET_BIND_SERVICE"),
                     _ => Ok(()),
                 }
+            }
+            Self::Environment { variable } => write!(
+                f,
+                "the environment variable {variable} is set: it brings in code or writes files that nullhop does not answer \
+                 for; unset it"
+            ),
+            Self::Memory(NotLocked { limit }) => {
+                f.write_str("[memory] lock is \"required\", and memory cannot be locked")?;
+                if let Some(bytes) = limit {
+                    write!(f, ": the limit is {bytes} bytes (RLIMIT_MEMLOCK)")?;
+                }
+                f.write_str(
+                    "; set LimitMEMLOCK=infinity in the systemd unit, --ulimit memlock=-1:-1 for a container, or grant \
+                     CAP_IPC_LOCK",
+                )
             }
             Self::Names => f.write_str("a listener, certificate or upstream has a reserved or malformed name"),
             Self::Networks { listener } => {
@@ -276,11 +302,17 @@ impl Drop for Side {
     }
 }
 
-/// Binds every socket and starts the workers.
+/// Binds every socket, locks the process down and starts the workers.
+///
+/// From then on this process cannot do what [`lockdown`] takes from it, so no thread of its own may run before, and what
+/// a reload needs later has to be among what is left.
 ///
 /// # Errors
 /// What is in the way; nothing is left running.
 pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> Result<Bound, StartFault> {
+    if let Environment::Refused(variable) = hardened.environment {
+        return Err(StartFault::Environment { variable });
+    }
     raise_descriptor_limit();
     let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
@@ -330,6 +362,9 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
         Signals::new().map_err(|error| StartFault::Runtime(error.kind()))?
     };
 
+    let needs = Needs { memory: config.memory.lock, readable: &config.readable, writable: &[] };
+    let locked_down = lockdown::lock_down(&needs).map_err(StartFault::Memory)?;
+
     let mut workers = Vec::new();
     for sockets in sockets {
         let (updates, inbox) = mpsc::channel(4);
@@ -342,17 +377,7 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
         workers.push(WorkerHandle { updates });
     }
 
-    let guards = [
-        (ProcessGuard::CoreDumpsOff, hardened.core_dumps_off),
-        (ProcessGuard::NotDumpable, hardened.not_dumpable),
-        (ProcessGuard::NoNewPrivileges, hardened.no_new_privileges),
-    ];
-    for (guard, active) in guards {
-        prepared.handles.process().set_process_guard(guard, active);
-        if !active {
-            log::emit(Event::ProcessGuardMissing { guard });
-        }
-    }
+    tell_guards(&prepared, hardened, locked_down);
     prepared.handles.process().runtime_workers.set(i64::try_from(workers_wanted).unwrap_or(i64::MAX));
     prepared.handles.process().config_loaded(prepared.config.fingerprint, SystemTime::now());
     log::emit(Event::Started { workers: workers_wanted });
@@ -376,6 +401,32 @@ pub(crate) fn start(config: Arc<Config>, hardened: Hardened, reload: Reload) -> 
         signals,
         reload,
     })
+}
+
+/// Shows which guards hold; each one that does not gets a line.
+fn tell_guards(prepared: &Prepared, hardened: Hardened, locked_down: LockedDown) {
+    let guards = [
+        (ProcessGuard::CapabilitiesDropped, locked_down.capabilities_dropped),
+        (ProcessGuard::CoreDumpsOff, hardened.core_dumps_off),
+        (ProcessGuard::CoreFilterEmpty, hardened.core_filter_empty),
+        (ProcessGuard::EnvironmentClean, hardened.environment == Environment::Clean),
+        (ProcessGuard::Landlock, locked_down.landlock),
+        (ProcessGuard::MemoryLocked, locked_down.memory_locked),
+        (ProcessGuard::NoNewPrivileges, hardened.no_new_privileges),
+        (ProcessGuard::NotDumpable, hardened.not_dumpable),
+        (ProcessGuard::Seccomp, locked_down.seccomp),
+    ];
+    for (guard, active) in guards {
+        tell_guard(prepared, guard, active);
+    }
+    tell_guard(prepared, ProcessGuard::SecretsLocked, lockdown::secrets_locked());
+}
+
+fn tell_guard(prepared: &Prepared, guard: ProcessGuard, active: bool) {
+    prepared.handles.process().set_process_guard(guard, active);
+    if !active {
+        log::emit(Event::ProcessGuardMissing { guard });
+    }
 }
 
 impl Bound {
@@ -540,6 +591,8 @@ impl Control {
             self.serve_metrics();
         }
         warn_of_open_metrics(&config);
+        // It may have brought secrets.
+        tell_guard(&self.prepared, ProcessGuard::SecretsLocked, lockdown::secrets_locked());
         Ok(())
     }
 }

@@ -42,9 +42,10 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let port = arguments.port.unwrap_or(0);
+    // Not the guards that this machine lacks: those are for who serves with `run`.
     let text = format!(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[runtime]\nworkers = 1\n[drain]\ngrace = \"0s\"\ndeadline = \"2s\"\n\
-         [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"\n\
+         [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n[log]\nlevel = \"error\"\n\
          [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"http://{provider}\"\nbare = true\n\
          [[upstream]]\nname = \"anthropic\"\nprovider = \"anthropic\"\nurl = \"http://{provider}\"\nbare = true\n\
          [[upstream]]\nname = \"gemini\"\nprovider = \"gemini\"\nurl = \"http://{provider}\"\nbare = true\n"
@@ -64,6 +65,7 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // After the start, so that the process is locked down before it has a second thread.
     if scripted::serve("demo-provider", vec![Port { socket, tls: None }], play).is_err() {
         eprintln!("nullhop demo: cannot start a thread");
         return ExitCode::FAILURE;

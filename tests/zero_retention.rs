@@ -76,7 +76,6 @@ struct Rig {
     provider: Provider,
     edge: Edge,
     client: Alpn,
-    upstream: Alpn,
     versions: Versions,
     name: String,
     /// What was found, step by step.
@@ -111,7 +110,7 @@ impl Rig {
         let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
         let name = format!("{client:?} to {upstream:?}");
         let versions = plan.client_versions;
-        Self { provider, edge, client, upstream, versions, name, faults: Mutex::default() }
+        Self { provider, edge, client, versions, name, faults: Mutex::default() }
     }
 
     fn run(&self, test: impl Future<Output = ()>) {
@@ -140,7 +139,7 @@ impl Rig {
     }
 
     fn gone_all(&self, step: &str, search: &Search) {
-        let deadline = Instant::now() + SECOND;
+        let deadline = Instant::now() + 2 * SECOND;
         loop {
             let found = search.process(self.edge.pid());
             if found.total() == 0 {
@@ -214,15 +213,21 @@ impl Open {
 /// The same test on all four pairs of HTTP versions at once; what was found in any of them fails it.
 fn on_all_pairs(plan: &Plan, test: impl Fn(&Rig) + Sync) {
     let pairs = [(Alpn::H1, Alpn::H1), (Alpn::H2, Alpn::H1), (Alpn::H1, Alpn::H2), (Alpn::H2, Alpn::H2)];
+    on_pairs(&pairs, plan, test);
+}
+
+fn on_pairs(pairs: &[(Alpn, Alpn)], plan: &Plan, test: impl Fn(&Rig) + Sync) {
     let faults: Vec<String> = std::thread::scope(|scope| {
         let test = &test;
-        let threads = pairs.map(|(client, upstream)| {
+        let of_pair = |(client, upstream): &(Alpn, Alpn)| {
+            let (client, upstream) = (*client, *upstream);
             scope.spawn(move || {
                 let rig = Rig::new(client, upstream, plan);
                 test(&rig);
                 rig.faults.into_inner().expect("faults")
             })
-        });
+        };
+        let threads: Vec<_> = pairs.iter().map(of_pair).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect()
     });
     assert!(faults.is_empty(), "{} steps left something:\n{}", faults.len(), faults.join("\n"));
@@ -308,6 +313,79 @@ fn what_is_in_flight_is_found() {
             drop(answer);
         });
     });
+}
+
+// Each measure is needed, and its absence is seen.
+
+const SIZES: [usize; 6] = [13, 200, 300, 5000, 16 << 10, 100_000];
+
+/// How many bytes streams of events of `sizes` leave with a measure left out: by pair, in mid-stream, after their ends, and after the
+/// connection's end.
+fn left_without(measure: &'static str, sizes: &[usize]) -> Vec<(String, [usize; 3])> {
+    let sums = Mutex::new(Vec::new());
+    let plan = Plan { skip: measure, ..Plan::default() };
+    on_all_pairs(&plan, |rig| {
+        let sum = Mutex::new([0; 3]);
+        rig.run(async {
+            let mut client = rig.connect().await;
+            let mut all = Vec::new();
+            let add = |place: usize, seeds: &[u32]| {
+                // Long enough for a turn to end; what stays then stays.
+                std::thread::sleep(50 * MS);
+                sum.lock().expect("sum")[place] += rig.found(&Search::of_words(seeds));
+            };
+            for &size in sizes {
+                let open = rig.open(&mut client, size, some_events(size), &format!("event_bytes={size}")).await;
+                let seeds = open.seeds();
+                add(0, &seeds);
+                open.finish(&mut client).await;
+                add(1, &seeds);
+                all.extend(seeds);
+            }
+            drop(client);
+            add(2, &all);
+        });
+        sums.lock().expect("sums").push((rig.name.clone(), sum.into_inner().expect("sum")));
+    });
+    let sums = sums.into_inner().expect("sums");
+    eprintln!("without {measure:?}, bytes in mid-stream, after it, after the connection: {sums:?}");
+    sums
+}
+
+fn sum_of(left: &[(String, [usize; 3])]) -> usize {
+    left.iter().flat_map(|(_, sums)| sums).sum()
+}
+
+#[test]
+fn with_all_measures_nothing_is_left() {
+    assert_eq!(sum_of(&left_without("", &SIZES)), 0);
+}
+
+#[test]
+fn without_clearing_freed_blocks_content_is_found() {
+    assert!(sum_of(&left_without("freed_blocks", &SIZES)) > 0);
+}
+
+#[test]
+fn without_clearing_chunks_content_is_found() {
+    assert!(sum_of(&left_without("chunks", &SIZES)) > 0);
+}
+
+#[test]
+fn without_clearing_spare_room_content_is_found() {
+    assert!(sum_of(&left_without("spare_room", &SIZES)) > 0);
+}
+
+#[test]
+fn without_clearing_written_frames_content_is_found() {
+    assert!(sum_of(&left_without("written_frames", &SIZES)) > 0);
+}
+
+#[test]
+fn without_clearing_the_stack_content_is_found() {
+    // Up to fifteen bytes of a record's last block, if nothing has been laid over them since: some lengths show them.
+    let sizes: Vec<usize> = (33..=64).collect();
+    assert!(sum_of(&left_without("stack", &sizes)) > 0);
 }
 
 // Streams.
@@ -501,7 +579,9 @@ fn an_upstream_that_breaks_off_leaves_nothing() {
 fn clients_that_leave_leave_nothing() {
     on_all_pairs(&Plan::default(), |rig| {
         rig.run(async {
-            for ending in [Some(Ending::Fin), Some(Ending::Goodbye), Some(Ending::Reset), None] {
+            // On h1 there is no leaving but by the connection's end.
+            let endings = [Some(Ending::Fin), Some(Ending::Goodbye), Some(Ending::Reset), None];
+            for ending in endings.into_iter().take(if rig.client == Alpn::H2 { 4 } else { 3 }) {
                 for size in [100, 20_000] {
                     // In mid-stream in both directions, everything delivered.
                     let mut client = rig.connect().await;
@@ -527,19 +607,51 @@ fn clients_that_leave_leave_nothing() {
                         let (sender, body) = ChannelBody::new(4);
                         let request = ask(&client, script).body(body).expect("request");
                         let answer = tokio::spawn(client.send(request));
-                        for _ in 0..200 {
+                        // Not more than nullhop takes while the provider does not: the end would stand behind it, unseen.
+                        for _ in 0..(60_000 / size).min(200) {
                             let piece = sender.send(content(asked, size));
                             if tokio::time::timeout(100 * MS, piece).await.is_err() {
                                 break;
                             }
                         }
-                        match ending {
-                            Some(ending) => client.abort(ending),
-                            None => sender.fail().await,
+                        if let Some(ending) = ending {
+                            client.abort(ending);
                         }
                         answer.abort();
+                        drop(sender);
                         rig.gone(&format!("{size}, {script}, upload left by {ending:?}"), &[asked]);
                     }
+                }
+            }
+        });
+    });
+}
+
+#[test]
+#[ignore = "h2 upstreams: what arrives behind a RST_STREAM stays in the connection's read buffer"]
+fn clients_that_leave_in_full_flow_leave_nothing() {
+    on_all_pairs(&Plan::default(), |rig| {
+        rig.run(async {
+            for event in [300, 5000, 16 << 10] {
+                for round in 0..5 {
+                    let (asked, answered) = (fresh(), fresh());
+                    let mut client = rig.connect().await;
+                    let (sender, body) = ChannelBody::new(4);
+                    let script = format!("words={answered};size={};beside=1;event_bytes={event}", 64 << 20);
+                    let answer = client.send(ask(&client, &script).body(body).expect("request")).await;
+                    let mut body = answer.expect("answer").into_body();
+                    let feeder = tokio::spawn(async move { while sender.send(content(asked, event)).await.is_ok() {} });
+                    let mut got = 0;
+                    while got < (100 + 77 * round) << 10 {
+                        got += next_data(&mut body).await.expect("more").expect("data").len();
+                    }
+                    if rig.client == Alpn::H2 && round % 2 == 0 {
+                        drop(body);
+                    } else {
+                        client.abort([Ending::Reset, Ending::Fin][round % 2]);
+                    }
+                    feeder.abort();
+                    rig.gone(&format!("events of {event}, left after {got}"), &[asked, answered]);
                 }
             }
         });
@@ -550,9 +662,9 @@ fn clients_that_leave_leave_nothing() {
 async fn leave(client: &Client, ending: Option<Ending>, body: Incoming, sender: BodySender) {
     match ending {
         Some(ending) => client.abort(ending),
-        None => sender.fail().await,
+        None => drop(body),
     }
-    drop(body);
+    drop(sender);
 }
 
 // Slow readers.
@@ -563,7 +675,7 @@ fn a_stalled_reader_holds_little_and_nothing_stays_when_it_has_caught_up() {
         rig.run(async {
             for event in [16, 64, 300, 2 << 10, 16 << 10, 1 << 20] {
                 let answered = fresh();
-                let len: u64 = if event < 1000 { 4 << 20 } else { 16 << 20 };
+                let len: u64 = 4 << 20;
                 let mut client = rig.connect_with(slow).await;
                 let script = format!("words={answered};size={len};event_bytes={event}");
                 let request = ask(&client, &script).body(FullBody::empty()).expect("request");
@@ -576,7 +688,8 @@ fn a_stalled_reader_holds_little_and_nothing_stays_when_it_has_caught_up() {
                     rig.faults.lock().expect("faults").push(format!("{}: {step}: {held} bytes held", rig.name));
                 }
                 let received = Received::read(answer, 0).await;
-                assert!(received.error.is_none() && received.len == len, "{}: {step}", rig.name);
+                let whole = received.error.is_none() && received.len == len;
+                assert!(whole, "{}: {step}: {} bytes, {:?}", rig.name, received.len, received.error);
                 rig.gone(&format!("{step}, caught up"), &[answered]);
             }
         });
@@ -654,7 +767,8 @@ fn a_stalled_upload_holds_little_and_nothing_stays() {
 /// Windows and buffers so small that a stall is felt at once.
 fn slow(options: &mut ClientOptions) {
     options.receive_buffer_bytes = Some(4096);
-    options.h2_stream_window = 65_535;
+    // h2 gives up on a peer that has sent it more than some hundred small frames which nobody reads.
+    options.h2_stream_window = 1000;
     options.h2_connection_window = 65_535;
 }
 
@@ -807,10 +921,11 @@ async fn bad_framing(rig: &Rig) {
         let head = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer k\r\n{framing}\r\n");
         stream.write_all(head.as_bytes()).await.expect("writes");
         // For the last of them: a chunk, and then no chunk.
-        stream.write_all(b"200\r\n").await.expect("writes");
-        stream.write_all(&content(asked, 0x200)).await.expect("writes");
-        let _ = stream.write_all(b"\r\nzz\r\n").await;
-        let _ = stream.write_all(&content(asked, 3000)).await;
+        let parts = [&b"200\r\n"[..], &content(asked, 0x200), b"\r\nzz\r\n", &content(asked, 3000)];
+        for part in parts {
+            // Refused already, perhaps.
+            let _ = stream.write_all(part).await;
+        }
         let mut answer = [0; 4096];
         let _ = tokio::time::timeout(2 * SECOND, stream.read(&mut answer)).await;
         assert!(answer.starts_with(b"HTTP/1.1 4"), "{framing}: {}", String::from_utf8_lossy(&answer));
@@ -895,7 +1010,8 @@ fn masked_too(search: Search, seed: u32) -> Search {
 
 #[test]
 fn websocket_messages_leave_nothing() {
-    on_all_pairs(&Plan::default(), |rig| {
+    // The upstream's side of a WebSocket is always h1.
+    on_pairs(&[(Alpn::H1, Alpn::H1), (Alpn::H2, Alpn::H1)], &Plan::default(), |rig| {
         rig.run(async {
             let mut socket = Socket::open(rig, "ws=echo").await;
             let mut all = Search::default();

@@ -32,7 +32,14 @@ pub(super) fn check(
     doubts: &mut Vec<Fault>,
 ) -> Option<Config> {
     raw.fill_in();
-    let mut checker = Checker { surroundings, faults, doubts, addresses: HashMap::new(), hosts: HashMap::new() };
+    let mut checker = Checker {
+        surroundings,
+        faults,
+        doubts,
+        addresses: HashMap::new(),
+        hosts: HashMap::new(),
+        readable: Vec::new(),
+    };
     // All of them run before the first `?`, so that every problem is found at once.
     let listeners = checker.listeners(raw);
     let metrics = checker.metrics(raw.one("metrics"));
@@ -47,6 +54,7 @@ pub(super) fn check(
         return None;
     }
 
+    let readable = checker.readable;
     let workers = match raw.one("runtime").number("workers") {
         // As many as the machine (or its cgroup) has; 1 if it does not say.
         0 => thread::available_parallelism().map_or(1, |n| n.get().min(256)),
@@ -55,6 +63,7 @@ pub(super) fn check(
     Some(Config {
         node: Node { pop: raw.one("node").text("pop").map(str::to_owned) },
         runtime: Runtime { workers },
+        memory: memory(raw.one("memory")),
         listeners,
         certificates,
         tls: tls?,
@@ -66,6 +75,7 @@ pub(super) fn check(
         admin,
         log: log(raw.one("log")),
         upstreams,
+        readable,
         fingerprint: fingerprint(raw),
     })
 }
@@ -180,6 +190,8 @@ struct Checker<'c> {
     /// Where each address and each host was first seen.
     addresses: HashMap<SocketAddr, Option<Span>>,
     hosts: HashMap<String, Option<Span>>,
+    /// Folders of the files that are named.
+    readable: Vec<PathBuf>,
 }
 
 impl Checker<'_> {
@@ -504,8 +516,10 @@ impl Checker<'_> {
         self.fault(block.span_of(key), Cause::Invalid { key, section, why });
     }
 
-    fn path(&self, text: &str) -> PathBuf {
-        self.surroundings.base_dir.join(text)
+    fn path(&mut self, text: &str) -> PathBuf {
+        let path = self.surroundings.base_dir.join(text);
+        self.readable.extend(folders_of(&path));
+        path
     }
 
     /// The path of `key`, if it is written and its file can be read.
@@ -534,7 +548,11 @@ impl Checker<'_> {
             }
             SecretSource::File(path) => self.path(path),
             SecretSource::Credential(name) => match (self.surroundings.variable)("CREDENTIALS_DIRECTORY") {
-                Some(folder) => PathBuf::from(folder).join(name),
+                Some(folder) => {
+                    let path = PathBuf::from(folder).join(name);
+                    self.readable.extend(folders_of(&path));
+                    path
+                }
                 None => {
                     let why = "names a credential, and $CREDENTIALS_DIRECTORY is not set: is this started by systemd with LoadCredential=?";
                     self.fault(span, Cause::Invalid { key, section, why });
@@ -559,6 +577,16 @@ impl Checker<'_> {
             }
         }
     }
+}
+
+/// Where a file is found again after it was replaced: its folder, and behind links that of what it leads to. A file that
+/// stands in `/` comes back itself, or else everything could be read.
+pub(super) fn folders_of(path: &Path) -> Vec<PathBuf> {
+    let folder = |path: PathBuf| {
+        let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        fs::canonicalize(parent).ok().filter(|folder| folder != Path::new("/")).unwrap_or(path)
+    };
+    [Some(path.to_owned()), fs::canonicalize(path).ok()].into_iter().flatten().map(folder).collect()
 }
 
 fn texts(items: &[(Span, String)]) -> Vec<String> {
@@ -634,6 +662,16 @@ fn limits(block: &Block) -> Limits {
         write_stall: block.duration("write_stall"),
         body_bytes: block.number("body_bytes"),
         upload_bytes: block.number("upload_bytes"),
+    }
+}
+
+fn memory(block: &Block) -> Memory {
+    Memory {
+        lock: match block.text("lock") {
+            Some("required") => MemoryLock::Required,
+            Some("off") => MemoryLock::Off,
+            _ => MemoryLock::Auto,
+        },
     }
 }
 

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
 use crate::provider::Provider;
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub node: Node,
     /// Threads.
     pub runtime: Runtime,
+    /// The process's own memory.
+    pub memory: Memory,
     /// At least one.
     pub listeners: Vec<Listener>,
     /// Empty means: one self-signed certificate made in memory at start.
@@ -57,6 +60,9 @@ pub struct Config {
     pub log: Log,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
+    /// Folders that a reload reads: those of the configuration's own file and of every file that it
+    /// names, also behind links. A file that stands in `/` is here itself.
+    pub readable: Vec<PathBuf>,
     /// 48 bits over the configuration without its secrets (METRICS: `nullhop_config_fingerprint`).
     pub fingerprint: u64,
 }
@@ -71,6 +77,12 @@ pub struct Node {
 pub struct Runtime {
     /// Threads that serve traffic, 1 to 256. Written as 0: one per core.
     pub workers: usize,
+}
+
+/// `[memory]`
+pub struct Memory {
+    /// Default `auto`.
+    pub lock: MemoryLock,
 }
 
 /// `[[listener]]`: one address that accepts traffic.
@@ -346,7 +358,11 @@ impl Config {
     /// Reads and checks a file, and the files and variables that it names.
     pub fn load(path: &Path) -> Result<Loaded, Report> {
         let text = Self::read(path)?;
-        Self::from_toml(&text, path.parent().unwrap_or(Path::new("")), &path.display().to_string())
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        let mut loaded = Self::from_toml(&text, base_dir, &path.display().to_string())?;
+        let config = Arc::get_mut(&mut loaded.config).expect("nobody else has it yet");
+        config.readable.extend(check::folders_of(path));
+        Ok(loaded)
     }
 
     fn read(path: &Path) -> Result<String, Report> {

@@ -138,6 +138,17 @@ pub(super) const SECTIONS: &[Section] = &[
         )],
     },
     Section {
+        path: "memory",
+        repeated: false,
+        doc: "The process's own memory. Read at start only.",
+        keys: &[key(
+            "lock",
+            Kind::OneOf(&["auto", "required", "off"]),
+            "\"auto\"",
+            "Kept out of swap. `auto`: where the limit on locked memory allows it, else a warning and the metric. `required`: or nullhop does not start.",
+        )],
+    },
+    Section {
         path: "listener",
         repeated: true,
         doc: "An address that accepts traffic. Without any: 127.0.0.1:8443 with TLS.",

@@ -394,6 +394,26 @@ fn files() {
 }
 
 #[test]
+fn a_reload_reads_the_folders_of_named_files() {
+    let (folder, linked) = (Folder::new("named"), Folder::new("linked"));
+    linked.write("ca.pem", b"text", 0o644);
+    let link = folder.0.join("ca.pem");
+    std::os::unix::fs::symlink(linked.0.join("ca.pem"), &link).unwrap();
+    let text = with_upstream("[memory]\nlock = \"required\"") + "ca_file = \"ca.pem\"\n";
+    folder.write("good.toml", text.as_bytes(), 0o644);
+    let loaded = Config::load(&folder.0.join("good.toml")).unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.config.memory.lock == MemoryLock::Required);
+    let readable = &loaded.config.readable;
+    let wanted = [&folder.0, &linked.0].map(|folder| fs::canonicalize(folder).unwrap());
+    assert!(readable.iter().all(|path| wanted.contains(path)), "{readable:?}");
+    assert!(wanted.iter().all(|path| readable.contains(path)), "{readable:?}");
+    assert!(Config::built_in().readable.is_empty());
+    // Not everything below the root.
+    assert!(check::folders_of(Path::new("/nullhop.toml")).iter().all(|path| path == Path::new("/nullhop.toml")));
+    assert!(check::folders_of(Path::new("/etc/../nullhop.toml")).iter().all(|path| path != Path::new("/")));
+}
+
+#[test]
 fn built_in_round_trip() {
     let loaded = Config::load_built_in();
     let config = &loaded.config;

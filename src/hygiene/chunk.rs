@@ -5,6 +5,7 @@
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::Waker;
 use std::task::ready;
 
 use bytes::Buf;
@@ -91,6 +92,16 @@ impl WipedIncoming {
     /// Takes over a body that hyper receives.
     pub fn new(incoming: Incoming) -> Self {
         Self(incoming)
+    }
+}
+
+impl Drop for WipedIncoming {
+    fn drop(&mut self) {
+        // What has arrived and waits in a queue of hyper's or h2's would be dropped there without a clear, and its
+        // block lives on as the connection's read buffer. Taken as chunks, the pieces are cleared; more of them than
+        // the stream's window do not come, because nothing is read from the connection here.
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut *self).poll_frame(&mut cx) {}
     }
 }
 

@@ -65,7 +65,7 @@ pub fn skipped() -> impl Iterator<Item = Measure> {
     Measure::ALL.into_iter().filter(|measure| !taken(*measure))
 }
 
-/// Reads `NULLHOP_SKIP_MEASURES`, in the builds that do, and says so on stderr.
+/// Reads `NULLHOP_SKIP_MEASURES`, in the builds that do.
 pub(crate) fn read_environment() {
     #[cfg(any(debug_assertions, feature = "skip-measures"))]
     {
@@ -76,8 +76,5 @@ pub(crate) fn read_environment() {
             .filter(|measure| wanted.split(',').any(|name| name == measure.name()))
             .fold(0, |bits, measure| bits | 1 << measure as u32);
         SKIPPED.store(bits, Relaxed);
-        for measure in skipped() {
-            eprintln!("nullhop: measure {} is left out; this build is for tests", measure.name());
-        }
     }
 }

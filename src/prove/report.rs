@@ -335,9 +335,10 @@ fn advice(name: &str) -> &'static str {
         "reading" => "Run it as root, or with CAP_SYS_PTRACE: sudo nullhop prove.",
         "coverage" => "A part of the memory was not searched, so nothing is proved.",
         "child" => "nullhop run -c with this configuration says more.",
-        "core_dumps_off" | "not_dumpable" | "no_new_privileges" => {
+        "capabilities_dropped" | "core_dumps_off" | "core_filter_empty" | "no_new_privileges" | "not_dumpable" => {
             "The system refused what every Linux allows: ask its administrator why."
         }
+        "environment_clean" => "Unset the variables that docs/hardening.md names.",
         "log" | "metrics" | "admin" | "open_files" | "new_files" | "storage" | "sockets" | "before" | "afterwards" => {
             "Do not run this build; report it with --json."
         }

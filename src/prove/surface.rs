@@ -227,7 +227,15 @@ pub(super) fn guards(page: &str) -> Vec<Line> {
 /// Whether every machine that nullhop runs on has it. For others a limit, a container's policy or an older
 /// kernel can stand in the way.
 fn is_promised(guard: ProcessGuard) -> bool {
-    matches!(guard, ProcessGuard::CoreDumpsOff | ProcessGuard::NotDumpable | ProcessGuard::NoNewPrivileges)
+    matches!(
+        guard,
+        ProcessGuard::CapabilitiesDropped
+            | ProcessGuard::CoreDumpsOff
+            | ProcessGuard::CoreFilterEmpty
+            | ProcessGuard::EnvironmentClean
+            | ProcessGuard::NoNewPrivileges
+            | ProcessGuard::NotDumpable
+    )
 }
 
 /// The measures that keep memory free of content. The child is this same program with this same environment.

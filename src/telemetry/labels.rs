@@ -175,12 +175,16 @@ labels! {
 
     /// A guard that keeps what is in the process inside it.
     ProcessGuard, "guard" {
+        CapabilitiesDropped => "capabilities_dropped",
         CoreDumpsOff => "core_dumps_off",
-        NotDumpable => "not_dumpable",
+        CoreFilterEmpty => "core_filter_empty",
+        EnvironmentClean => "environment_clean",
+        Landlock => "landlock",
         MemoryLocked => "memory_locked",
         NoNewPrivileges => "no_new_privileges",
+        NotDumpable => "not_dumpable",
         Seccomp => "seccomp",
-        Landlock => "landlock",
+        SecretsLocked => "secrets_locked",
     }
 
     /// The order is that of severity; `log` relies on it.

@@ -64,6 +64,28 @@ impl Drop for Scratch {
     }
 }
 
+/// The user nobody, who is there on every system and owns nothing.
+pub const NOBODY: u32 = 65534;
+
+/// The program as the user nobody, who may lock `lockable` KiB of memory and dump cores of any size, and who owns the files
+/// in `scratch`. Needs root.
+pub fn as_nobody(scratch: &Scratch, lockable: u64) -> Command {
+    use std::os::unix::process::CommandExt;
+    // The original may stand in a folder that is not everybody's.
+    let program = scratch.path().join("nullhop");
+    // By a process of its own: a descriptor of ours, open for writing, would be inherited by whatever another test starts
+    // meanwhile, and a file that is open for writing cannot be executed.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nullhop")).arg(&program).status().expect("cp");
+    assert!(copied.success(), "a copy");
+    for entry in std::fs::read_dir(scratch.path()).expect("folder") {
+        std::os::unix::fs::chown(entry.expect("entry").path(), Some(NOBODY), Some(NOBODY)).expect("root");
+    }
+    let mut command = Command::new("/bin/sh");
+    command.arg("-c").arg(format!("ulimit -c unlimited; ulimit -l {lockable}; exec \"$0\" \"$@\"")).arg(program);
+    command.uid(NOBODY).gid(NOBODY);
+    command
+}
+
 /// nullhop in front of a provider (or of none).
 pub struct Edge {
     child: Child,
@@ -82,6 +104,8 @@ pub struct Setup {
     /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
     pub environment: Vec<(String, String)>,
+    /// Runs it as the user nobody, who may lock so many KiB of memory. Needs root.
+    pub nobody: Option<u64>,
     pub listener: String,
     pub certificate_names: Vec<String>,
 }
@@ -93,6 +117,7 @@ impl Default for Setup {
             upstream: String::new(),
             upstreams: None,
             environment: Vec::new(),
+            nobody: None,
             listener: "[[listener]]\naddress = \"127.0.0.1:0\"\n".to_owned(),
             certificate_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
         }
@@ -117,7 +142,10 @@ impl Edge {
         scratch.file("edge-ca.pem", &ca.pem());
         let config = Self::config(url, &setup);
         let path = scratch.file("nullhop.toml", &config);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nullhop"));
+        let mut command = match setup.nobody {
+            Some(lockable) => as_nobody(&scratch, lockable),
+            None => Command::new(env!("CARGO_BIN_EXE_nullhop")),
+        };
         command.arg("run").arg("-c").arg(&path);
         command.envs(setup.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
