@@ -1,15 +1,11 @@
 //! `nullhop demo`: nullhop in front of a scripted provider, both on loopback, and one stream through
 //! them. No file, no key, no network.
 
-use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,14 +13,10 @@ use bytes::Bytes;
 use http::Request;
 use http::Response;
 use http::header;
-use http_body::Body;
-use http_body::Frame;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject;
-use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 
 use crate::app;
@@ -33,6 +25,10 @@ use crate::config::Config;
 use crate::hygiene::heap;
 use crate::hygiene::io::HyperIo;
 use crate::hygiene::process::Hardened;
+use crate::scripted;
+use crate::scripted::Port;
+use crate::scripted::Script;
+use crate::scripted::Step;
 
 /// Between two events of the scripted provider.
 const PACE: Duration = Duration::from_millis(60);
@@ -73,7 +69,7 @@ pub(crate) fn run(arguments: &DemoArgs, hardened: Hardened) -> ExitCode {
         }
     };
     // After the start, so that the process is locked down before it has a second thread.
-    if start_provider(socket).is_none() {
+    if scripted::serve("demo-provider", vec![Port { socket, tls: None }], play).is_err() {
         eprintln!("nullhop demo: cannot start a thread");
         return ExitCode::FAILURE;
     }
@@ -133,7 +129,7 @@ async fn show(address: SocketAddr, pem: &str) -> Option<Measured> {
         .header(header::HOST, "localhost")
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::AUTHORIZATION, "Bearer demo-key")
-        .body(Script::at_once(body.as_bytes()))
+        .body(Script::at_once(Bytes::from_static(body.as_bytes())))
         .ok()?;
     let started = Instant::now();
     let mut answer = sender.send_request(request).await.ok()?.into_body();
@@ -141,8 +137,8 @@ async fn show(address: SocketAddr, pem: &str) -> Option<Measured> {
     println!("The stream, as it arrives through nullhop:\n");
     print!("  ");
     let mut text = String::new();
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await {
-        let Ok(data) = frame.ok()?.into_data() else { continue };
+    while let Some(data) = scripted::next_data(&mut answer).await {
+        let data = data.ok()?;
         if measured.chunks == 0 {
             measured.first_byte = started.elapsed();
         }
@@ -201,34 +197,7 @@ fn tell(address: SocketAddr, metrics: Option<SocketAddr>, measured: &Measured, o
 
 fn bind_provider() -> Option<(SocketAddr, std::net::TcpListener)> {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").ok()?;
-    socket.set_nonblocking(true).ok()?;
     Some((socket.local_addr().ok()?, socket))
-}
-
-/// The provider: its own thread, ends with the process.
-fn start_provider(socket: std::net::TcpListener) -> Option<()> {
-    std::thread::Builder::new()
-        .name("demo-provider".to_owned())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build_local(tokio::runtime::LocalOptions::default());
-            let Ok(runtime) = runtime else { return };
-            runtime.block_on(async move {
-                let Ok(socket) = TcpListener::from_std(socket) else { return };
-                while let Ok((stream, _)) = socket.accept().await {
-                    tokio::task::spawn_local(async move {
-                        let service = service_fn(|request| async move { Ok::<_, Infallible>(play(request).await) });
-                        let _ = hyper::server::conn::http1::Builder::new()
-                            .timer(crate::clock::TokioTimer)
-                            .serve_connection(HyperIo::new(stream), service)
-                            .await;
-                    });
-                }
-            });
-        })
-        .ok()
-        .map(drop)
 }
 
 /// An answer in the dialect of the path that was called.
@@ -237,8 +206,7 @@ async fn play(request: Request<Incoming>) -> Response<Script> {
     let mut body = request.into_body();
     let mut streamed = path.contains(":streamGenerateContent");
     let mut read = 0;
-    while let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(data) = frame.into_data() else { continue };
+    while let Some(Ok(data)) = scripted::next_data(&mut body).await {
         read += data.len();
         let text: Vec<u8> = data.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
         streamed |= text.windows(13).any(|window| window == b"\"stream\":true");
@@ -248,8 +216,8 @@ async fn play(request: Request<Incoming>) -> Response<Script> {
     }
     let events = script(&path, streamed);
     let kind = if streamed { "text/event-stream" } else { "application/json" };
-    let mut response =
-        Response::new(Script { events, pace: if streamed { PACE } else { Duration::ZERO }, sleep: None });
+    let steps = events.into_iter().flat_map(|event| [Step::Pause(PACE), Step::Send(event)]);
+    let mut response = Response::new(Script::new(steps.skip_while(|step| !streamed && matches!(step, Step::Pause(_)))));
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     response
 }
@@ -301,39 +269,5 @@ fn script(path: &str, streamed: bool) -> Vec<Bytes> {
     } else {
         events.push(format!("{{\"id\":\"chatcmpl-demo\",\"object\":\"chat.completion\",\"created\":0,\"model\":\"demo\",\"choices\":[{{\"index\":0,\"message\":{{\"role\":\"assistant\",\"content\":\"{whole}\"}},\"finish_reason\":\"stop\"}}],\"usage\":{{\"prompt_tokens\":9,\"completion_tokens\":{tokens},\"total_tokens\":{}}}}}", tokens + 9));
     }
-    events.reverse();
     events.into_iter().map(Bytes::from).collect()
-}
-
-/// Events, last one first, each after a pause.
-struct Script {
-    events: Vec<Bytes>,
-    pace: Duration,
-    sleep: Option<Pin<Box<tokio::time::Sleep>>>,
-}
-
-impl Script {
-    fn at_once(text: &'static [u8]) -> Self {
-        Self { events: vec![Bytes::from_static(text)], pace: Duration::ZERO, sleep: None }
-    }
-}
-
-impl Body for Script {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.events.is_empty() {
-            return Poll::Ready(None);
-        }
-        if !self.pace.is_zero() {
-            let pace = self.pace;
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(pace)));
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            self.sleep = None;
-        }
-        Poll::Ready(self.events.pop().map(|event| Ok(Frame::data(event))))
-    }
 }

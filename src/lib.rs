@@ -9,10 +9,12 @@ pub(crate) mod demo;
 pub(crate) mod drain;
 pub mod hygiene;
 pub(crate) mod listener;
+pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
 pub(crate) mod route;
+pub(crate) mod scripted;
 pub(crate) mod server;
 pub(crate) mod socket;
 pub(crate) mod stand_in;
@@ -35,7 +37,12 @@ pub fn main() -> ExitCode {
         eprintln!("nullhop: measure {} is left out; this build is for tests", measure.name());
     }
     let hardened = hygiene::process::harden();
-    cli::dispatch(cli::Cli::parse(), |arguments| run(arguments, hardened), |arguments| demo::run(&arguments, hardened))
+    let programs = cli::Programs {
+        run: |arguments| run(arguments, hardened),
+        demo: |arguments| demo::run(&arguments, hardened),
+        prove: |arguments| prove::run(&arguments),
+    };
+    cli::dispatch(cli::Cli::parse(), programs)
 }
 
 /// `nullhop run`.

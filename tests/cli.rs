@@ -26,7 +26,7 @@ fn says(arguments: &[&str]) -> String {
     out
 }
 
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 10] = [
     &["run"],
     &["check"],
     &["init"],
@@ -35,6 +35,7 @@ const COMMANDS: [&[&str]; 9] = [
     &["config", "show"],
     &["config", "reference"],
     &["demo"],
+    &["prove"],
     &["probe"],
 ];
 

@@ -191,7 +191,8 @@ fn memory_that_cannot_be_locked_is_told() {
 
 #[test]
 fn locking_can_be_required_and_left_out() {
-    let lock = |how: &str| Setup { extra: format!("[memory]\nheap = \"plain\"\nlock = \"{how}\"\n"), ..Setup::default() };
+    let lock =
+        |how: &str| Setup { extra: format!("[memory]\nheap = \"plain\"\nlock = \"{how}\"\n"), ..Setup::default() };
     let edge = alone(lock("off"));
     assert_eq!(locked(&edge), 0);
     assert!(!guard(&edge, "memory_locked"));

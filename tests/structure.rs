@@ -5,7 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 21] = [
+const FLOORS: [&str; 23] = [
     "hygiene",
     "provider",
     "drain",
@@ -26,7 +26,9 @@ const FLOORS: [&str; 21] = [
     "listener",
     "admin",
     "app",
+    "scripted",
     "demo",
+    "prove",
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

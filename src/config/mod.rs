@@ -6,6 +6,7 @@
 //! every key once; `report` tells what is wrong without quoting it.
 
 mod check;
+pub(crate) mod derive;
 pub mod describe;
 mod parse;
 mod report;
@@ -359,6 +360,15 @@ impl Config {
 
     /// Reads and checks a file, and the files and variables that it names.
     pub fn load(path: &Path) -> Result<Loaded, Report> {
+        let text = Self::read(path)?;
+        let base_dir = path.parent().unwrap_or(Path::new(""));
+        let mut loaded = Self::from_toml(&text, base_dir, &path.display().to_string())?;
+        let config = Arc::get_mut(&mut loaded.config).expect("nobody else has it yet");
+        config.readable.extend(check::folders_of(path));
+        Ok(loaded)
+    }
+
+    fn read(path: &Path) -> Result<String, Report> {
         let source_name = path.display().to_string();
         let refused = |says| {
             let cause = Cause::Rule { says, help: None };
@@ -376,12 +386,7 @@ impl Config {
         if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(refused("this file is larger than 1 MiB"));
         }
-        let text = String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))?;
-        let base_dir = path.parent().unwrap_or(Path::new(""));
-        let mut loaded = Self::from_toml(&text, base_dir, &source_name)?;
-        let config = Arc::get_mut(&mut loaded.config).expect("nobody else has it yet");
-        config.readable.extend(check::folders_of(path));
-        Ok(loaded)
+        String::from_utf8(bytes).map_err(|_| refused("this file is not UTF-8"))
     }
 
     /// Checks `text`; relative paths in it begin at `base_dir`, and reports call it `source_name`.

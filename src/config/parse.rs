@@ -110,6 +110,12 @@ impl Block {
         self.entries[index].value = Some(value);
     }
 
+    /// Takes a value out, as if it had not been written.
+    pub(super) fn unset(&mut self, key: &str) {
+        let index = self.index(key);
+        self.entries[index] = Entry { value: None, span: None };
+    }
+
     /// Whether the file has this key, rightly or wrongly.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.entries[self.index(key)].span.is_some()
@@ -202,7 +208,7 @@ impl Value {
 }
 
 /// A TOML basic string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {

@@ -43,6 +43,7 @@ use crate::hygiene::io::HyperIo;
 use crate::hygiene::wipe::wipe;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
+use crate::stand_in::Pad;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
@@ -134,6 +135,7 @@ pub(crate) async fn upgrade(
         return Err(Refused { refusal: Refusal::Malformed, tally: way.tally });
     }
     let client_side = hyper::upgrade::on(&mut request);
+    let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
     let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes());
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
@@ -202,7 +204,7 @@ pub(crate) async fn upgrade(
     let tally = way.tally;
     tokio::task::spawn_local(async move {
         let Ok(client) = client_side.await else { return };
-        Tunnel::new(client, switched, tally, peer, silence_max).run().await;
+        Tunnel::new(client, pad, switched, tally, peer, silence_max).run().await;
     });
     Ok(response.map(|()| AnswerBody::empty()))
 }
@@ -313,6 +315,8 @@ struct Half {
     read_ended: bool,
     finished: bool,
     bytes: u64,
+    /// What its reader has sealed.
+    pad: Option<Pad>,
 }
 
 impl Half {
@@ -329,6 +333,7 @@ impl Half {
             read_ended: false,
             finished: false,
             bytes: first.len() as u64,
+            pad: None,
         }
     }
 
@@ -372,7 +377,10 @@ impl Half {
             match from.as_mut().poll_read(cx, buffer.unfilled()) {
                 Poll::Ready(Ok(())) => {
                     let read = buffer.filled().len();
-                    self.walker.walk(buffer.filled());
+                    if let Some(pad) = &self.pad {
+                        pad.open(&mut self.buffer[..read]);
+                    }
+                    self.walker.walk(&self.buffer[..read]);
                     self.end = read;
                     self.bytes += read as u64;
                     self.read_ended = read == 0;
@@ -421,12 +429,19 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    fn new(client: Upgraded, switched: Switched, tally: Tally, peer: Peer, silence_max: Duration) -> Self {
+    fn new(
+        client: Upgraded,
+        pad: Option<Pad>,
+        switched: Switched,
+        tally: Tally,
+        peer: Peer,
+        silence_max: Duration,
+    ) -> Self {
         Self {
             client,
             upstream: HyperIo::new(switched.transport),
             upstream_watch: switched.watch,
-            up: Half::new(&[]),
+            up: Half { pad, ..Half::new(&[]) },
             down: Half::new(&switched.read_ahead),
             tally,
             peer,

@@ -1,24 +1,29 @@
 //! What arrives: frames pass as they are, header blocks with stand-ins for their values.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 
 use super::CONTINUATION;
-use super::DATA_END_STREAM;
+use super::DATA;
+use super::END_STREAM;
 use super::FRAME_BYTES_MAX;
 use super::FRAME_HEAD;
 use super::FrameHead;
 use super::PADDED;
 use super::PRIORITY;
+use super::Pad;
 use super::Queue;
+use super::RST_STREAM;
 use super::Role;
 use super::SETTINGS;
 use super::Waiting;
 use super::h2_reads;
 use super::hpack::Decoder;
 use super::hpack::put_field;
+use super::pad::Sealer;
 use super::path_of;
 use super::put_head;
 use super::text_of;
@@ -44,8 +49,46 @@ enum State {
     Pass(usize),
     /// Bytes of the payload of a HEADERS or CONTINUATION frame that are still to come.
     Head(FrameHead, usize),
+    /// The payload of a DATA frame of a tunnel.
+    Tunnel(Tunnelled),
     /// The peer has broken the protocol, and h2 has been told. Nothing more passes.
     Broken,
+}
+
+/// What is still to come of a DATA frame's payload (RFC 9113 section 6.1).
+struct Tunnelled {
+    pad: Sealer,
+    /// The byte that says how much of it is padding.
+    padding_len: bool,
+    data: usize,
+    padding: usize,
+}
+
+impl Tunnelled {
+    /// Seals what is data, and returns how many of the bytes belong to the frame.
+    fn pass(&mut self, bytes: &mut [u8]) -> usize {
+        let mut place = 0;
+        if self.padding_len
+            && let Some(len) = bytes.first()
+        {
+            self.padding_len = false;
+            // h2 refuses more padding than there is payload.
+            self.padding = usize::from(*len).min(self.data);
+            self.data -= self.padding;
+            place = 1;
+        }
+        let data = self.data.min(bytes.len() - place);
+        self.pad.seal(&mut bytes[place..place + data]);
+        self.data -= data;
+        place += data;
+        let padding = if self.data == 0 { self.padding.min(bytes.len() - place) } else { 0 };
+        self.padding -= padding;
+        place + padding
+    }
+
+    fn is_over(&self) -> bool {
+        !self.padding_len && self.data == 0 && self.padding == 0
+    }
 }
 
 /// A HEADERS frame whose block goes on in CONTINUATIONs.
@@ -68,6 +111,8 @@ pub(super) struct Incoming {
     open: Option<Open>,
     decoder: Decoder,
     list_bytes_max: usize,
+    /// By stream.
+    tunnels: HashMap<u32, Sealer>,
     /// What h2 gets before anything else.
     kept: Queue,
 }
@@ -85,6 +130,7 @@ impl Incoming {
             open: None,
             decoder: Decoder::new(),
             list_bytes_max,
+            tunnels: HashMap::new(),
             kept: Queue::default(),
         }
     }
@@ -102,10 +148,21 @@ impl Incoming {
     pub(super) fn received(&mut self, bytes: &mut [u8], arrived: &mut Waiting) -> usize {
         let mut place = 0;
         // Whole heads of frames that pass: nothing to move.
-        while let State::Pass(left) = &mut self.state {
-            let pass = (*left).min(bytes.len() - place);
-            *left -= pass;
-            place += pass;
+        loop {
+            match &mut self.state {
+                State::Pass(left) => {
+                    let pass = (*left).min(bytes.len() - place);
+                    *left -= pass;
+                    place += pass;
+                }
+                State::Tunnel(tunnelled) => {
+                    place += tunnelled.pass(&mut bytes[place..]);
+                    if tunnelled.is_over() {
+                        self.state = State::Pass(0);
+                    }
+                }
+                State::Head(..) | State::Broken => break,
+            }
             if place == bytes.len() {
                 return place;
             }
@@ -117,13 +174,13 @@ impl Incoming {
             if head.is_of_a_head() || self.open.is_some() {
                 break;
             }
-            self.seen(head);
-            self.state = State::Pass(FRAME_HEAD + head.len);
+            place += FRAME_HEAD;
+            self.begin_passing(head);
         }
         let rest = &mut bytes[place..];
         let mut moved = rest.to_vec();
         wipe(rest);
-        self.process(&moved, arrived);
+        self.process(&mut moved, arrived);
         wipe(&mut moved);
         let count = self.kept.rest().len().min(rest.len());
         rest[..count].copy_from_slice(&self.kept.rest()[..count]);
@@ -132,7 +189,7 @@ impl Incoming {
     }
 
     /// The same through the queue.
-    fn process(&mut self, mut bytes: &[u8], arrived: &mut Waiting) {
+    fn process(&mut self, mut bytes: &mut [u8], arrived: &mut Waiting) {
         while !bytes.is_empty() {
             match &mut self.state {
                 State::Broken => return,
@@ -140,13 +197,21 @@ impl Incoming {
                     let pass = (*left).min(bytes.len());
                     *left -= pass;
                     self.kept.bytes.extend_from_slice(&bytes[..pass]);
-                    bytes = &bytes[pass..];
+                    bytes = &mut bytes[pass..];
+                }
+                State::Tunnel(tunnelled) => {
+                    let pass = tunnelled.pass(bytes);
+                    if tunnelled.is_over() {
+                        self.state = State::Pass(0);
+                    }
+                    self.kept.bytes.extend_from_slice(&bytes[..pass]);
+                    bytes = &mut bytes[pass..];
                 }
                 State::Pass(_) => {
                     let take = (FRAME_HEAD - self.head_len).min(bytes.len());
                     self.head[self.head_len..self.head_len + take].copy_from_slice(&bytes[..take]);
                     self.head_len += take;
-                    bytes = &bytes[take..];
+                    bytes = &mut bytes[take..];
                     if self.head_len == FRAME_HEAD {
                         self.head_len = 0;
                         self.frame(FrameHead::parse(&self.head), arrived);
@@ -156,7 +221,7 @@ impl Incoming {
                     let take = (*left).min(bytes.len());
                     *left -= take;
                     self.payload.extend_from_slice(&bytes[..take]);
-                    bytes = &bytes[take..];
+                    bytes = &mut bytes[take..];
                     if *left == 0 {
                         let head = *head;
                         self.head_frame(head, arrived);
@@ -166,10 +231,27 @@ impl Incoming {
         }
     }
 
-    /// A frame begins that passes.
-    fn seen(&mut self, head: FrameHead) {
-        if head.kind == SETTINGS && head.flags & ACK != 0 {
-            self.decoder.no_table();
+    /// A frame begins that passes; its head has.
+    fn begin_passing(&mut self, head: FrameHead) {
+        self.state = State::Pass(head.len);
+        match head.kind {
+            SETTINGS if head.flags & ACK != 0 => self.decoder.no_table(),
+            DATA if !self.tunnels.is_empty() => {
+                let ends = head.flags & END_STREAM != 0;
+                let pad =
+                    if ends { self.tunnels.remove(&head.stream) } else { self.tunnels.get(&head.stream).cloned() };
+                if let Some(pad) = pad
+                    && head.len > 0
+                {
+                    let padded = head.flags & PADDED != 0;
+                    let data = head.len - usize::from(padded);
+                    self.state = State::Tunnel(Tunnelled { pad, padding_len: padded, data, padding: 0 });
+                }
+            }
+            RST_STREAM => {
+                self.tunnels.remove(&head.stream);
+            }
+            _ => {}
         }
     }
 
@@ -182,9 +264,8 @@ impl Incoming {
             // A CONTINUATION where none belongs, or another frame where one does (RFC 9113 section 6.10).
             self.break_with(FrameHead { kind: CONTINUATION, len: 0, ..head });
         } else if !head.is_of_a_head() {
-            self.seen(head);
             head.put(&mut self.kept.bytes);
-            self.state = State::Pass(head.len);
+            self.begin_passing(head);
         } else if head.len > FRAME_BYTES_MAX {
             // h2 refuses it for its length.
             self.break_with(head);
@@ -258,7 +339,7 @@ impl Incoming {
     fn finish(&mut self, open: &Open, block: &[u8], arrived: &mut Waiting) {
         let mut entry = arrived.open();
         let mut out = Vec::with_capacity(block.len().min(FRAME_BYTES_MAX));
-        let (mut list_bytes, mut pseudo, mut interim) = (0, false, false);
+        let (mut list_bytes, mut pseudo, mut interim, mut tunnel) = (0, false, false, false);
         let role = self.role;
         let list_bytes_max = self.list_bytes_max;
         let decoded = self.decoder.decode(block, |name, value| {
@@ -280,6 +361,7 @@ impl Incoming {
                 }
                 [b':', ..] => {
                     pseudo = true;
+                    tunnel |= name == b":protocol";
                     interim |= role == Role::Client && name == b":status" && value.first() == Some(&b'1');
                     put_field(&mut out, name, value);
                 }
@@ -313,12 +395,18 @@ impl Incoming {
             // Interim answers neither.
             Role::Client => !interim,
         } {
+            if tunnel && role == Role::Server {
+                let pad = Pad::new();
+                let sealer = pad.sealer();
+                entry.pad = Some(pad);
+                self.tunnels.insert(open.stream, sealer);
+            }
             if !pseudo {
                 entry.keep_for = TRAILERS_FORGOTTEN_AFTER;
             }
             arrived.put(entry);
         }
-        let flags = open.flags & (DATA_END_STREAM | PRIORITY);
+        let flags = open.flags & (END_STREAM | PRIORITY);
         let priority = if flags & PRIORITY != 0 { &open.priority[..] } else { &[] };
         put_head(&mut self.kept.bytes, open.stream, flags, priority, &out);
     }

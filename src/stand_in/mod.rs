@@ -13,6 +13,7 @@ mod hpack;
 mod huffman;
 mod incoming;
 mod outgoing;
+mod pad;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -32,6 +33,7 @@ use crate::hygiene::io::Plan;
 use crate::hygiene::io::Rewrite;
 use incoming::Incoming;
 use outgoing::Outgoing;
+pub(crate) use pad::Pad;
 
 /// Which end of the connection we are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,12 +56,14 @@ const FRAME_HEAD: usize = 9;
 /// What every peer takes and h2 takes by default (RFC 9113 section 4.2).
 const FRAME_BYTES_MAX: usize = 16_384;
 
-const DATA_END_STREAM: u8 = 0x1;
+const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
+const RST_STREAM: u8 = 0x3;
 const SETTINGS: u8 = 0x4;
 const CONTINUATION: u8 = 0x9;
 
@@ -120,6 +124,8 @@ struct Entry {
     keep_for: Duration,
     path: Option<PathAndQuery>,
     values: Vec<HeaderValue>,
+    /// If it asks for a tunnel.
+    pad: Option<Pad>,
 }
 
 /// Heads that wait in one direction.
@@ -132,7 +138,14 @@ struct Waiting {
 impl Waiting {
     fn open(&mut self) -> Entry {
         self.next = self.next.wrapping_add(1);
-        Entry { id: self.next, since: Instant::now(), keep_for: FORGOTTEN_AFTER, path: None, values: Vec::new() }
+        Entry {
+            id: self.next,
+            since: Instant::now(),
+            keep_for: FORGOTTEN_AFTER,
+            path: None,
+            values: Vec::new(),
+            pad: None,
+        }
     }
 
     fn put(&mut self, entry: Entry) {
@@ -203,7 +216,11 @@ impl StandIns {
     pub(crate) fn restore_request<B>(&self, request: &mut Request<B>) -> bool {
         let mut arrived = self.0.arrived.borrow_mut();
         let id = request.uri().path_and_query().and_then(|path| parse_path(path.as_str().as_bytes()));
-        let mut path = id.and_then(|id| arrived.get(id)).and_then(|entry| entry.path.clone());
+        let entry = id.and_then(|id| arrived.get(id));
+        let mut path = entry.and_then(|entry| entry.path.clone());
+        if let Some(pad) = entry.and_then(|entry| entry.pad.clone()) {
+            request.extensions_mut().insert(pad);
+        }
         let all = restore(&mut arrived, request.headers_mut(), id);
         if id.is_none() {
             // A CONNECT without a path has none to put back.
@@ -469,7 +486,7 @@ mod tests {
             frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100]),
             frame(HEADERS, END_HEADERS | PADDED | PRIORITY, 1, &padded),
             frame(0, 1, 1, b"hello"),
-            frame(HEADERS, DATA_END_STREAM, 3, &second[..4]),
+            frame(HEADERS, END_STREAM, 3, &second[..4]),
             frame(CONTINUATION, 0, 3, &[]),
             frame(CONTINUATION, END_HEADERS, 3, &second[4..]),
             frame(SETTINGS, 1, 0, b""),
@@ -505,6 +522,67 @@ mod tests {
             assert_eq!(request.headers()["authorization"], "Bearer secret-key");
             assert!(stand_ins.is_empty(), "nothing waits");
             assert!(!stand_ins.restore_request(&mut request_of(first)), "not twice");
+        }
+    }
+
+    #[test]
+    fn a_tunnels_bytes_are_sealed_at_any_cut_and_no_others() {
+        let mut block = Vec::new();
+        for (name, value) in [(":method", "CONNECT"), (":protocol", "websocket"), (":path", "/v1/realtime")] {
+            put_field(&mut block, name.as_bytes(), value.as_bytes());
+        }
+        let wire = [
+            PREFACE.to_vec(),
+            frame(HEADERS, END_HEADERS, 1, &block),
+            frame(DATA, 0, 1, b"first secret"),
+            frame(DATA, 0, 3, b"of another stream"),
+            frame(DATA, PADDED, 1, b"\x03second secret\0\0\0"),
+            frame(DATA, 0, 1, b""),
+            frame(DATA, PADDED | END_STREAM, 1, b"\x00third"),
+            frame(SETTINGS, 1, 0, b""),
+        ]
+        .concat();
+        for piece in 1..=wire.len() {
+            let stand_ins = StandIns::default();
+            // The tunnel asks for its pad when h2 has handed out the head, before any of the bytes.
+            let head = wire.len() - wire.windows(5).rev().position(|window| window == b"first").expect("there") - 5;
+            let mut rewriter = stand_ins.rewriter(Role::Server, 64 << 10);
+            let mut got = Vec::new();
+            let mut pad = None;
+            let mut place = 0;
+            while place < wire.len() {
+                let end = if place < head { (place + piece).min(head) } else { (place + piece).min(wire.len()) };
+                let mut bytes = wire[place..end].to_vec();
+                let count = rewriter.received(&mut bytes);
+                got.extend_from_slice(&bytes[..count]);
+                got.extend_from_slice(rewriter.kept());
+                rewriter.took(rewriter.kept().len());
+                place = end;
+                if place == head {
+                    let mut request = Request::new(());
+                    *request.uri_mut() = path_of(1).parse().expect("a path");
+                    assert!(stand_ins.restore_request(&mut request));
+                    pad = request.extensions_mut().remove::<Pad>();
+                }
+            }
+            assert!(!got.windows(6).any(|window| window == b"secret"), "pieces of {piece}");
+            let (_, others) = heads(&got[PREFACE.len()..]);
+            let mut rest = &others[..];
+            let mut payloads = Vec::new();
+            while !rest.is_empty() {
+                let head = FrameHead::parse(rest.first_chunk().expect("a head"));
+                payloads.push(rest[FRAME_HEAD..FRAME_HEAD + head.len].to_vec());
+                rest = &rest[FRAME_HEAD + head.len..];
+            }
+            let pad = pad.expect("a pad");
+            pad.open(&mut payloads[0]);
+            assert_eq!(payloads[0], b"first secret");
+            assert_eq!(payloads[1], b"of another stream");
+            let end = payloads[2].len() - 3;
+            pad.open(&mut payloads[2][1..end]);
+            assert_eq!(payloads[2], b"\x03second secret\0\0\0");
+            pad.open(&mut payloads[4][1..]);
+            assert_eq!(payloads[4], b"\0third");
         }
     }
 
