@@ -21,6 +21,26 @@ use super::wipe::wipe_raw;
 
 /// A piece of a body. Has no `Debug`, no `Clone`, no `Serialize`: it can be written to a socket or
 /// dropped, and dropping it clears it.
+///
+/// ```
+/// # use nullhop::hygiene::Chunk;
+/// assert_eq!(Chunk::own("pong".to_owned()).as_slice().len(), 4);
+/// ```
+///
+/// None of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Chunk;
+/// println!("{:?}", Chunk::own("pong".to_owned()));
+/// ```
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Chunk;
+/// println!("{}", Chunk::own("pong".to_owned()));
+/// ```
+/// ```compile_fail,E0599
+/// # use nullhop::hygiene::Chunk;
+/// let twice = Chunk::own("pong".to_owned()).clone();
+/// ```
 pub struct Chunk(Inner);
 
 enum Inner {

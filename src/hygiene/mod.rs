@@ -11,10 +11,30 @@ pub(crate) mod wipe;
 use zeroize::Zeroizing;
 
 pub use alloc::WipingAllocator;
-pub(crate) use chunk::Chunk;
+pub use chunk::Chunk;
 pub(crate) use chunk::WipedIncoming;
 
 /// A secret text: no `Clone`, no `Debug`, no `Display`; wiped on drop.
+///
+/// ```
+/// # use nullhop::hygiene::Secret;
+/// assert_eq!(Secret::new(b"key".to_vec()).expose(), b"key");
+/// ```
+///
+/// None of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Secret;
+/// println!("{:?}", Secret::new(b"key".to_vec()));
+/// ```
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Secret;
+/// println!("{}", Secret::new(b"key".to_vec()));
+/// ```
+/// ```compile_fail,E0599
+/// # use nullhop::hygiene::Secret;
+/// let twice = Secret::new(b"key".to_vec()).clone();
+/// ```
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
@@ -28,3 +48,24 @@ impl Secret {
         &self.0
     }
 }
+
+/// Does not compile if a type implements one of the traits.
+///
+/// `check` is then a method of two implementations of `Ambiguous`, and which one is meant cannot be told.
+#[cfg(test)]
+macro_rules! assert_lacks {
+    ($type:ty: $($trait:path),+) => {
+        $({
+            trait Ambiguous<Which> {
+                fn check() {}
+            }
+            impl<T: ?Sized> Ambiguous<()> for T {}
+            struct Implements;
+            impl<T: ?Sized + $trait> Ambiguous<Implements> for T {}
+            <$type as Ambiguous<_>>::check();
+        })+
+    };
+}
+
+#[cfg(test)]
+pub(crate) use assert_lacks;
