@@ -14,6 +14,7 @@ use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
 
 use super::measure::Measure;
 use super::measure::taken;
@@ -73,6 +74,18 @@ impl Chunk {
         let len = bytes.len();
         Self(Inner::Relayed { bytes, address, len })
     }
+}
+
+/// The connection and what hyper has read beyond the head of a 101.
+pub(crate) fn switched<T, B>(connection: http1::Connection<T, B>) -> (T, Chunk)
+where
+    T: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+{
+    let parts = connection.into_parts();
+    // SAFETY: `Buffered::into_inner` freezes the `BytesMut` that hyper has read into, a block of the heap, and is
+    // dropped with that. Values of the head are other parts of the block, split off before.
+    (parts.io, unsafe { Chunk::relayed(parts.read_buf) })
 }
 
 impl Drop for Chunk {

@@ -23,6 +23,7 @@ use tokio::io::ReadBuf;
 
 use super::measure::Measure;
 use super::measure::taken;
+use super::turnover::Turnover;
 use super::wipe::wipe;
 use super::wipe::wipe_raw;
 
@@ -75,6 +76,8 @@ pub(crate) struct HyperIo<T> {
     /// Whether what was written is cleared where it stands; only for h2, whose buffers are all on
     /// the heap. h1's are not: the ends of chunks are constants.
     clear_written: bool,
+    /// Only for h2: when its read buffer has to be left because of what h2 has thrown away in it.
+    turnover: Option<Turnover>,
 }
 
 impl<T> HyperIo<T> {
@@ -85,12 +88,12 @@ impl<T> HyperIo<T> {
 
     /// The same with reads of at most `read_bytes_max`.
     pub(crate) fn reading(transport: T, read_bytes_max: usize) -> Self {
-        Self { transport, read_bytes_max, spare: Spare::default(), clear_written: false }
+        Self { transport, read_bytes_max, spare: Spare::default(), clear_written: false, turnover: None }
     }
 
     /// The same for an h2 connection.
     pub(crate) fn h2(transport: T, read_bytes_max: usize) -> Self {
-        Self { clear_written: true, ..Self::reading(transport, read_bytes_max) }
+        Self { clear_written: true, turnover: Some(Turnover::default()), ..Self::reading(transport, read_bytes_max) }
     }
 
     /// The transport, after an upgrade.
@@ -112,18 +115,33 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
         let filled = unsafe {
             let room = cursor.as_mut();
             let (start, room_len) = (room.as_ptr().addr(), room.len());
+            if let Some(turnover) = &mut this.turnover {
+                turnover.lent(start + room_len);
+            }
             let mut buffer = ReadBuf::uninit(&mut room[..room_len.min(this.read_bytes_max)]);
             match Pin::new(&mut this.transport).poll_read(cx, &mut buffer) {
                 Poll::Ready(read) => {
                     read?;
                     let filled = buffer.filled().len();
                     this.spare.filled(start, room_len, filled);
+                    if let Some(turnover) = &mut this.turnover {
+                        turnover.read(buffer.filled());
+                    }
                     filled
                 }
                 Poll::Pending => {
                     let dirty = this.spare.take_dirty(start, room_len);
                     wipe_raw(room.as_mut_ptr().cast(), dirty);
-                    return Poll::Pending;
+                    let Some(turnover) = this.turnover.as_mut().filter(|turnover| turnover.wants_room()) else {
+                        return Poll::Pending;
+                    };
+                    let filled = turnover.fill(ReadBuf::uninit(room).initialize_unfilled());
+                    if filled == 0 {
+                        return Poll::Pending;
+                    }
+                    // h2 reads again behind this, and waits then.
+                    this.spare.filled(start, room_len, filled);
+                    filled
                 }
             }
         };
@@ -135,7 +153,13 @@ impl<T: AsyncRead + Unpin> hyper::rt::Read for HyperIo<T> {
 
 impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.transport).poll_write(cx, bytes);
+        if let (Some(turnover), Poll::Ready(Ok(written))) = (&mut self.turnover, &polled)
+            && turnover.written(&bytes[..*written])
+        {
+            cx.waker().wake_by_ref();
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -156,6 +180,17 @@ impl<T: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<T> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, slices);
+        if let (Some(turnover), Poll::Ready(Ok(written))) = (&mut self.turnover, &polled) {
+            let mut left = *written;
+            for slice in slices {
+                let len = slice.len().min(left);
+                if turnover.written(&slice[..len]) {
+                    // h2 has read before it has written, and waits.
+                    cx.waker().wake_by_ref();
+                }
+                left -= len;
+            }
+        }
         if self.clear_written
             && taken(Measure::WrittenFrames)
             && let Poll::Ready(Ok(written)) = polled

@@ -6,6 +6,7 @@ pub(crate) mod io;
 pub mod measure;
 pub(crate) mod process;
 pub(crate) mod stack;
+mod turnover;
 pub(crate) mod wipe;
 
 use zeroize::Zeroizing;
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 pub use alloc::WipingAllocator;
 pub use chunk::Chunk;
 pub(crate) use chunk::WipedIncoming;
+pub(crate) use chunk::switched;
 
 /// A secret text: no `Clone`, no `Debug`, no `Display`; wiped on drop.
 ///
