@@ -149,3 +149,45 @@ pub mod fuzzing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::fmt::Display;
+
+    use crate::hygiene::assert_lacks;
+
+    #[test]
+    fn what_holds_content_or_secrets_has_no_text() {
+        // Compiling is the test. (`Serialize` cannot be implemented: serde is no dependency, see tests/structure.rs.)
+        assert_lacks!(crate::hygiene::Chunk: Clone, Debug, Display, std::error::Error);
+        assert_lacks!(crate::hygiene::Secret: Clone, Debug, Display, std::error::Error);
+        assert_lacks!(crate::hygiene::WipedIncoming: Clone, Debug, Display);
+        assert_lacks!(crate::admission::Permit: Clone, Debug, Display);
+        assert_lacks!(crate::upstream::Tenant: Debug, Display, std::hash::Hash);
+        assert_lacks!(crate::upstream::RequestHead: Clone, Debug, Display);
+        assert_lacks!(crate::upstream::Answer: Clone, Debug, Display);
+        assert_lacks!(crate::upstream::Upload: Clone, Debug, Display);
+        assert_lacks!(crate::upstream::RequestBody: Clone, Debug, Display);
+        assert_lacks!(crate::upstream::Switched: Clone, Debug, Display);
+        assert_lacks!(crate::relay::AnswerBody: Clone, Debug, Display);
+        assert_lacks!(crate::relay::Way: Clone, Debug, Display);
+        assert_lacks!(crate::relay::Refused: Clone, Debug, Display, std::error::Error);
+        assert_lacks!(crate::relay::Peer: Clone, Debug, Display);
+        assert_lacks!(crate::relay::Tally: Clone, Debug, Display);
+    }
+
+    #[test]
+    fn faults_of_the_request_path_hold_no_text_of_peers() {
+        // What is `Copy` owns no string, and what lives forever borrows none that came over a socket.
+        fn holds_no_text<Fault: Copy + 'static>() {}
+        holds_no_text::<crate::upstream::SendFault>();
+        holds_no_text::<crate::upstream::UploadFault>();
+        holds_no_text::<crate::relay::BodyFault>();
+    }
+
+    #[test]
+    fn dependencies_trace_nothing() {
+        assert!(tracing::level_filters::STATIC_MAX_LEVEL == tracing::level_filters::LevelFilter::OFF);
+    }
+}

@@ -112,10 +112,29 @@ fn nothing_formats_content() {
         if ["relay", "upstream", "server", "listener", "socket", "hygiene", "admission", "route"]
             .contains(&module.as_str())
         {
+            // It says which measures are left out, in builds for tests.
+            if path.ends_with("hygiene/measure.rs") {
+                continue;
+            }
             let code = text.split("#[cfg(test)]\nmod tests {").next().expect("the code");
+            // Examples in docs show what does not compile.
+            let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
             for word in ["println!", "eprintln!", "dbg!", "{:?}"] {
                 assert!(!code.contains(word), "{} has {word}", path.display());
             }
         }
+    }
+}
+
+#[test]
+fn nothing_serialises_and_nothing_logs_but_nullhop() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // Without serde as a dependency no type here can implement `Serialize`.
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).expect("manifest");
+    assert!(!manifest.lines().any(|line| line.starts_with("serde ") || line.starts_with("serde.")), "serde");
+    // `tracing` is compiled out (src/lib.rs tests it). The day that `log` comes in, it needs `max_level_off` as well.
+    let lock = std::fs::read_to_string(folder.join("Cargo.lock")).expect("lock file");
+    for name in ["log", "slog", "env_logger", "tracing-subscriber"] {
+        assert!(!lock.contains(&format!("name = \"{name}\"\n")), "{name} is in the tree");
     }
 }

@@ -14,6 +14,7 @@ use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
 
 use super::measure::Measure;
 use super::measure::taken;
@@ -21,6 +22,26 @@ use super::wipe::wipe_raw;
 
 /// A piece of a body. Has no `Debug`, no `Clone`, no `Serialize`: it can be written to a socket or
 /// dropped, and dropping it clears it.
+///
+/// ```
+/// # use nullhop::hygiene::Chunk;
+/// assert_eq!(Chunk::own("pong".to_owned()).as_slice().len(), 4);
+/// ```
+///
+/// None of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Chunk;
+/// println!("{:?}", Chunk::own("pong".to_owned()));
+/// ```
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Chunk;
+/// println!("{}", Chunk::own("pong".to_owned()));
+/// ```
+/// ```compile_fail,E0599
+/// # use nullhop::hygiene::Chunk;
+/// let twice = Chunk::own("pong".to_owned()).clone();
+/// ```
 pub struct Chunk(Inner);
 
 enum Inner {
@@ -53,6 +74,18 @@ impl Chunk {
         let len = bytes.len();
         Self(Inner::Relayed { bytes, address, len })
     }
+}
+
+/// The connection and what hyper has read beyond the head of a 101.
+pub(crate) fn switched<T, B>(connection: http1::Connection<T, B>) -> (T, Chunk)
+where
+    T: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
+{
+    let parts = connection.into_parts();
+    // SAFETY: `Buffered::into_inner` freezes the `BytesMut` that hyper has read into, a block of the heap, and is
+    // dropped with that. Values of the head are other parts of the block, split off before.
+    (parts.io, unsafe { Chunk::relayed(parts.read_buf) })
 }
 
 impl Drop for Chunk {

@@ -25,6 +25,7 @@ use tokio::io::ReadBuf;
 use super::head::HeadMark;
 use super::measure::Measure;
 use super::measure::taken;
+use super::turnover::Turnover;
 use super::wipe::wipe;
 use super::wipe::wipe_raw;
 
@@ -150,6 +151,8 @@ pub(crate) struct HyperIo<T, R = ()> {
     clear_written: bool,
     /// For h1: whether the next write begins with a head, which is cleared in hyper's buffer.
     head: HeadMark,
+    /// Only for h2: when its read buffer has to be left because of what h2 has thrown away in it.
+    turnover: Option<Turnover>,
 }
 
 impl<T> HyperIo<T> {
@@ -167,6 +170,7 @@ impl<T> HyperIo<T> {
             spare: Spare::default(),
             clear_written: false,
             head: HeadMark::default(),
+            turnover: None,
         }
     }
 
@@ -191,6 +195,7 @@ impl<T, R: Rewrite> HyperIo<T, R> {
             spare: Spare::default(),
             clear_written: true,
             head: HeadMark::default(),
+            turnover: Some(Turnover::default()),
         }
     }
 }
@@ -208,10 +213,16 @@ impl<T: AsyncRead + Unpin, R: Rewrite + Unpin> hyper::rt::Read for HyperIo<T, R>
         let filled = unsafe {
             let room = cursor.as_mut();
             let (start, room_len) = (room.as_ptr().addr(), room.len());
+            if let Some(turnover) = &mut this.turnover {
+                turnover.lent(start + room_len);
+            }
             loop {
                 let kept = this.rewrite.kept();
                 if !kept.is_empty() {
                     let count = kept.len().min(room_len);
+                    if let Some(turnover) = &mut this.turnover {
+                        turnover.read(&kept[..count]);
+                    }
                     std::ptr::copy_nonoverlapping(kept.as_ptr(), room.as_mut_ptr().cast(), count);
                     this.rewrite.took(count);
                     this.spare.filled(start, room_len, count);
@@ -225,6 +236,9 @@ impl<T: AsyncRead + Unpin, R: Rewrite + Unpin> hyper::rt::Read for HyperIo<T, R>
                         this.spare.filled(start, room_len, filled.len());
                         let count = this.rewrite.received(filled);
                         if count > 0 || filled.is_empty() {
+                            if let Some(turnover) = &mut this.turnover {
+                                turnover.read(&filled[..count]);
+                            }
                             break count;
                         }
                         // All of it was kept back: zero would say that the peer has closed.
@@ -232,7 +246,16 @@ impl<T: AsyncRead + Unpin, R: Rewrite + Unpin> hyper::rt::Read for HyperIo<T, R>
                     Poll::Pending => {
                         let dirty = this.spare.take_dirty(start, room_len);
                         wipe_raw(room.as_mut_ptr().cast(), dirty);
-                        return Poll::Pending;
+                        let Some(turnover) = this.turnover.as_mut().filter(|turnover| turnover.wants_room()) else {
+                            return Poll::Pending;
+                        };
+                        let filled = turnover.fill(ReadBuf::uninit(room).initialize_unfilled());
+                        if filled == 0 {
+                            return Poll::Pending;
+                        }
+                        // h2 reads again behind this, and waits then.
+                        this.spare.filled(start, room_len, filled);
+                        break filled;
                     }
                 }
             }
@@ -312,7 +335,13 @@ impl<T: AsyncWrite + Unpin, R: Rewrite> HyperIo<T, R> {
 
 impl<T: AsyncWrite + Unpin, R: Rewrite + Unpin> hyper::rt::Write for HyperIo<T, R> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.transport).poll_write(cx, bytes);
+        if let (Some(turnover), Poll::Ready(Ok(written))) = (&mut self.turnover, &polled)
+            && turnover.written(&bytes[..*written])
+        {
+            cx.waker().wake_by_ref();
+        }
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -336,6 +365,17 @@ impl<T: AsyncWrite + Unpin, R: Rewrite + Unpin> hyper::rt::Write for HyperIo<T, 
     ) -> Poll<io::Result<usize>> {
         if self.clear_written {
             let written = ready!(self.poll_write_rewritten(cx, slices))?;
+            if let Some(turnover) = &mut self.turnover {
+                let mut left = written;
+                for slice in slices {
+                    let len = slice.len().min(left);
+                    if turnover.written(&slice[..len]) {
+                        // h2 has read before it has written, and waits.
+                        cx.waker().wake_by_ref();
+                    }
+                    left -= len;
+                }
+            }
             if taken(Measure::WrittenFrames) {
                 clear_written(slices, written);
             }

@@ -17,10 +17,33 @@ mod seccomp;
 mod secret;
 mod segments;
 pub(crate) mod stack;
+mod turnover;
 pub(crate) mod wipe;
 
 pub use alloc::WipingAllocator;
-pub(crate) use chunk::Chunk;
+pub use chunk::Chunk;
 pub(crate) use chunk::WipedIncoming;
+pub(crate) use chunk::switched;
 pub use memory::MemoryLock;
 pub use secret::Secret;
+
+/// Does not compile if a type implements one of the traits.
+///
+/// `check` is then a method of two implementations of `Ambiguous`, and which one is meant cannot be told.
+#[cfg(test)]
+macro_rules! assert_lacks {
+    ($type:ty: $($trait:path),+) => {
+        $({
+            trait Ambiguous<Which> {
+                fn check() {}
+            }
+            impl<T: ?Sized> Ambiguous<()> for T {}
+            struct Implements;
+            impl<T: ?Sized + $trait> Ambiguous<Implements> for T {}
+            <$type as Ambiguous<_>>::check();
+        })+
+    };
+}
+
+#[cfg(test)]
+pub(crate) use assert_lacks;

@@ -17,6 +17,26 @@ use super::wipe::wipe_raw;
 
 /// A secret text: no `Clone`, no `Debug`, no `Display`. It stands once, in an anonymous mapping that
 /// holds nothing else.
+///
+/// ```
+/// # use nullhop::hygiene::Secret;
+/// assert_eq!(Secret::new(b"key".to_vec()).expose(), b"key");
+/// ```
+///
+/// None of these compiles:
+///
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Secret;
+/// println!("{:?}", Secret::new(b"key".to_vec()));
+/// ```
+/// ```compile_fail,E0277
+/// # use nullhop::hygiene::Secret;
+/// println!("{}", Secret::new(b"key".to_vec()));
+/// ```
+/// ```compile_fail,E0599
+/// # use nullhop::hygiene::Secret;
+/// let twice = Secret::new(b"key".to_vec()).clone();
+/// ```
 pub struct Secret {
     /// The mapping's first byte; `len` bytes of it are the secret.
     start: NonNull<u8>,

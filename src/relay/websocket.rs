@@ -442,7 +442,7 @@ impl Tunnel {
             upstream: HyperIo::new(switched.transport),
             upstream_watch: switched.watch,
             up: Half { pad, ..Half::new(&[]) },
-            down: Half::new(&switched.read_ahead),
+            down: Half::new(switched.read_ahead.as_slice()),
             tally,
             peer,
             silence_max,

@@ -202,8 +202,8 @@ impl H1Line {
     /// The connection without HTTP, after a 101.
     pub(super) fn into_switched(mut self) -> Switched {
         self.busy.busy = false;
-        let parts = self.connection.into_parts();
-        Switched { transport: parts.io.into_inner(), watch: self.watch, read_ahead: parts.read_buf, open: self.open }
+        let (io, read_ahead) = crate::hygiene::switched(self.connection);
+        Switched { transport: io.into_inner(), watch: self.watch, read_ahead, open: self.open }
     }
 
     /// Drives until the connection's own part of an upgrade is done.

@@ -20,7 +20,6 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -31,6 +30,7 @@ use hyper::body::Incoming;
 
 use crate::config;
 use crate::config::UpstreamProtocol;
+use crate::hygiene::Chunk;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
@@ -156,8 +156,8 @@ impl Lease {
 pub(crate) struct Switched {
     pub(crate) transport: Transport,
     pub(crate) watch: SocketWatch,
-    /// What hyper had read beyond the head.
-    pub(crate) read_ahead: Bytes,
+    /// What hyper had read beyond the head: cleared on drop, because the head's values may keep the block.
+    pub(crate) read_ahead: Chunk,
     /// The connection's place and gauge, to be held as long.
     pub(crate) open: OpenLine,
 }

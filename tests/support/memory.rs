@@ -38,17 +38,19 @@ impl Search {
         seeds.iter().fold(Self::default(), |search, seed| search.endless(&word(*seed)))
     }
 
-    /// For the words of a seed in a head, one target: as they are, and Huffman-coded as HPACK does it (RFC 7541
+    /// For the words of seeds in heads, a target each: as they are, and Huffman-coded as HPACK does it (RFC 7541
     /// section 5.2), at whatever bit they begin.
-    pub fn of_heads(seed: u32) -> Self {
-        let search = Self::of_words(&[seed]);
-        let twice = word(seed).repeat(2);
-        (0..8).fold(search, |mut search, offset| {
-            let coded = huffman_coded(&twice, offset);
-            // The first and the last byte are shared with what stands before and behind.
-            search.add(&coded[1..coded.len() - 1], 0);
-            search
-        })
+    pub fn of_heads(seeds: &[u32]) -> Self {
+        let mut search = Self::of_words(seeds);
+        for (target, seed) in seeds.iter().enumerate() {
+            let thrice = word(*seed).repeat(3);
+            for offset in 0..8 {
+                let coded = huffman_coded(&thrice, offset);
+                // The first and the last byte are shared with what stands before and behind.
+                search.add(&coded[1..coded.len() - 1], target);
+            }
+        }
+        search
     }
 
     /// A further target: the endless repetition of `word`, of eight bytes at least.
