@@ -1024,7 +1024,6 @@ fn websocket_messages_on_h1_leave_nothing() {
 }
 
 #[test]
-#[ignore = "on h2 the client's last message stays in hyper's upgraded half until the next one comes"]
 fn websocket_messages_on_h2_leave_nothing() {
     websocket_messages(Alpn::H2);
 }
@@ -1161,7 +1160,6 @@ fn heads(client: &Client, place: usize, seed: u32) -> Option<(&'static str, http
 }
 
 #[test]
-#[ignore = "needs the heads measure"]
 fn heads_are_gone_a_second_after_the_exchange() {
     on_all_pairs(&Plan::default(), |rig| {
         rig.run(async {
@@ -1196,7 +1194,6 @@ fn heads_are_gone_a_second_after_the_exchange() {
 }
 
 #[test]
-#[ignore = "needs the heads measure"]
 fn websocket_heads_are_gone_a_second_after_the_upgrade() {
     on_pairs(&[(Alpn::H1, Alpn::H1), (Alpn::H2, Alpn::H1)], &Plan::default(), |rig| {
         rig.run(async {
@@ -1215,7 +1212,6 @@ fn websocket_heads_are_gone_a_second_after_the_upgrade() {
 }
 
 #[test]
-#[ignore = "needs the heads measure"]
 fn heads_in_the_dynamic_table_are_gone_a_second_after_the_exchange() {
     on_pairs(&[(Alpn::H2, Alpn::H1), (Alpn::H2, Alpn::H2)], &Plan::default(), |rig| {
         rig.run(async {
