@@ -150,7 +150,8 @@ impl Rig {
                 return;
             }
             if Instant::now() > deadline {
-                let fault = format!("{}: {step}: {:?} bytes found", self.name, found.0);
+                let found: Vec<usize> = found.0.into_iter().filter(|found| *found > 0).collect();
+                let fault = format!("{}: {step}: {found:?} bytes found", self.name);
                 self.faults.lock().expect("faults").push(fault);
                 return;
             }
@@ -405,7 +406,8 @@ fn delivered_events_are_gone_in_mid_stream_and_after_the_end() {
                     let seeds = open.seeds();
                     rig.gone(&format!("{cuts} in mid-stream"), &seeds);
                     if size < 8 {
-                        rig.gone_all(&format!("{cuts} in mid-stream, in their frames"), &in_frames(&seeds, size));
+                        let step = format!("{cuts} in mid-stream, in their frames");
+                        rig.gone_all(&step, &in_frames(&seeds, size));
                     }
                     open.finish(&mut client).await;
                     rig.gone(&format!("{cuts} after the end"), &seeds);
@@ -416,6 +418,7 @@ fn delivered_events_are_gone_in_mid_stream_and_after_the_end() {
 }
 
 /// Events too short to be found by themselves, in the frames of h1 (RFC 9112 section 7.1) and h2 (RFC 9113 section 6.1).
+/// Single bytes in frames of h2 cannot be told from numbers.
 fn in_frames(seeds: &[u32], size: usize) -> Search {
     let mut search = Search::default();
     for seed in seeds {
@@ -423,11 +426,14 @@ fn in_frames(seeds: &[u32], size: usize) -> Search {
         let chunks: Vec<u8> =
             all.chunks(size).flat_map(|event| [format!("{size:x}\r\n").as_bytes(), event, b"\r\n"].concat()).collect();
         search = search.text(&chunks);
+        if size < 4 {
+            continue;
+        }
         for event in all.chunks(size) {
             for stream in (1..=255).step_by(2) {
-                let frame = [&[0, 0, size as u8, 0, 0, 0, 0, 0, stream], event].concat();
-                // What holds less than half of the content is not searched for: it would be found elsewhere.
-                search = search.text(&frame[if size == 1 { 2 } else { 5 }..]);
+                let head = [0, 0, size as u8, 0, 0, 0, 0, 0, stream];
+                // Half of what is searched for is content.
+                search = search.text(&[&head[5..], event].concat());
             }
         }
     }
