@@ -2,7 +2,9 @@
 //!
 //! CPU time and not wall time, because it is the figure that a busy machine spoils least.
 //! `cargo bench --bench relay` prints a table. `NULLHOP_HEAP=plain,secret` compares heaps: one nullhop for each, which
-//! take turns, and the median of their turns.
+//! take turns, and the median of their turns. `NULLHOP_HEAP=unwiped,plain`, with `--features skip-measures`, tells what
+//! wiping costs: `unwiped` is the plain heap with every measure left out. `NULLHOP_WORK=SSE` does only what has this in
+//! its name.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -10,6 +12,7 @@ mod support;
 use std::time::Duration;
 
 use http::Request;
+use nullhop::hygiene::measure::Measure;
 use nullhop_loadtests::client::Client;
 use nullhop_loadtests::client::FullBody;
 use nullhop_loadtests::client::PatternBody;
@@ -24,6 +27,8 @@ fn main() {
     let heaps = std::env::var("NULLHOP_HEAP").unwrap_or_else(|_| "auto".to_owned());
     let heaps: Vec<&str> = heaps.split(',').collect();
     let turns = if heaps.len() > 1 { 9 } else { 1 };
+    let wanted = std::env::var("NULLHOP_WORK").unwrap_or_default();
+    let all_measures = Measure::ALL.map(Measure::name).join(",");
     println!("{:<34} {:>10} {:>12}", "work (client/upstream)", "units", "CPU each");
     for (name, client, upstream) in [
         ("h1/h1", Alpn::H1, Alpn::H1),
@@ -33,17 +38,30 @@ fn main() {
     ] {
         let options = ProviderOptions { alpn: upstream, hash_bodies: false, ..ProviderOptions::default() };
         let provider = Provider::spawn(options).expect("provider");
-        let setup = |heap| Setup {
+        let setup = |heap: &str| Setup {
+            environment: if heap == "unwiped" {
+                vec![("NULLHOP_SKIP_MEASURES".to_owned(), all_measures.clone())]
+            } else {
+                Vec::new()
+            },
             extra: format!(
                 "[runtime]\nworkers = 1\n[limits]\nrequests_per_connection = 1000000\nbody_bytes = \"256MiB\"\n\
-                 [memory]\nheap = \"{heap}\"\n"
+                 [memory]\nheap = \"{}\"\n",
+                if heap == "unwiped" { "plain" } else { heap }
             ),
             ..Setup::default()
         };
         let edges: Vec<Edge> =
             heaps.iter().map(|heap| Edge::with(&provider.url(), provider.ca_pem(), setup(heap))).collect();
+        for (heap, edge) in heaps.iter().zip(&edges) {
+            let left_out = edge.log().iter().any(|line| line.contains("is left out"));
+            assert_eq!(*heap == "unwiped", left_out, "build with --features skip-measures");
+        }
         let runtime = support::runtime();
         let measure = |work: &str, unit: &str, units: u64, run: &dyn for<'e> Fn(&'e Edge) -> Running<'e>| {
+            if !work.contains(&wanted) {
+                return;
+            }
             let mut taken = vec![Vec::new(); edges.len()];
             for edge in &edges {
                 runtime.block_on(run(edge)); // warm
@@ -56,9 +74,18 @@ fn main() {
                 }
             }
             print!("{:<34} {units:>10}", format!("{work} {name}"));
-            for (heap, mut taken) in heaps.iter().zip(taken) {
-                taken.sort_by(f64::total_cmp);
-                print!(" {:>9.2} us/{unit} {heap}", taken[taken.len() / 2]);
+            let median = |taken: &[f64]| {
+                let mut sorted = taken.to_vec();
+                sorted.sort_by(f64::total_cmp);
+                sorted[sorted.len() / 2]
+            };
+            for (heap, own) in heaps.iter().zip(&taken) {
+                print!(" {:>9.2} us/{unit} {heap}", median(own));
+            }
+            for (heap, own) in heaps.iter().zip(&taken).skip(1) {
+                // Of each turn, so that what a busy machine does to both is in neither.
+                let ratios: Vec<f64> = own.iter().zip(&taken[0]).map(|(own, first)| own / first).collect();
+                print!("   {heap} / {} = {:.3}", heaps[0], median(&ratios));
             }
             println!();
         };
