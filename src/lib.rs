@@ -139,6 +139,16 @@ pub mod fuzzing {
         }
     }
 
+    /// What a client sends on h2, whole and cut in two at each place: h2 gets the same.
+    pub fn h2_bytes(bytes: &[u8]) {
+        let bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes].concat();
+        let whole = crate::stand_in::received(&[&bytes]);
+        for cut in 0..bytes.len().min(400) {
+            let (first, second) = bytes.split_at(cut);
+            assert_eq!(crate::stand_in::received(&[first, second]), whole, "cut at {cut}");
+        }
+    }
+
     /// A path that passes has nothing in it that a server behind could read as another path.
     pub fn target(text: &str) {
         if text.starts_with('/') && crate::server::path_is_plain(text) {

@@ -105,7 +105,10 @@ impl Rig {
         };
         let provider = Provider::spawn(options).expect("provider");
         let mut setup = Setup {
-            extra: format!("[runtime]\nworkers = 1\n[memory]\nheap = \"plain\"\n[limits]\nbody_bytes = \"64MiB\"\n{}", plan.extra),
+            extra: format!(
+                "[runtime]\nworkers = 1\n[memory]\nheap = \"plain\"\n[limits]\nbody_bytes = \"64MiB\"\n{}",
+                plan.extra
+            ),
             ..Setup::default()
         };
         if !plan.skip.is_empty() {

@@ -362,6 +362,21 @@ impl Rewrite for Rewriter {
     }
 }
 
+/// What h2 gets when `pieces` arrive one after the other at a server.
+#[cfg(fuzzing)]
+pub(crate) fn received(pieces: &[&[u8]]) -> Vec<u8> {
+    let mut rewriter = StandIns::default().rewriter(Role::Server, 64 << 10);
+    let mut got = Vec::new();
+    for piece in pieces {
+        let mut bytes = piece.to_vec();
+        let count = rewriter.received(&mut bytes);
+        got.extend_from_slice(&bytes[..count]);
+        got.extend_from_slice(rewriter.kept());
+        rewriter.took(rewriter.kept().len());
+    }
+    got
+}
+
 /// A buffer whose front is given away piece by piece, and cleared behind.
 #[derive(Default)]
 struct Queue {

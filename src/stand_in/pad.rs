@@ -45,7 +45,9 @@ impl Pad {
 impl Sealer {
     /// Seals what comes next. If nobody is there any more to open it, it is cleared.
     pub(super) fn seal(&self, bytes: &mut [u8]) {
-        let Some(queue) = self.0.upgrade() else { return wipe(bytes) };
+        // Fuzzing compares what comes out; nothing opens it.
+        let open = if cfg!(fuzzing) { None } else { self.0.upgrade() };
+        let Some(queue) = open else { return wipe(bytes) };
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
         let start = queue.bytes.len();
         queue.bytes.resize(start + bytes.len(), 0);
