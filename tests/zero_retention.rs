@@ -42,6 +42,7 @@ use nullhop_loadtests::h2raw;
 use nullhop_loadtests::hpack;
 use nullhop_loadtests::hpack::Field;
 use nullhop_loadtests::io::Ending;
+use nullhop_loadtests::io::Transport;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
 use nullhop_loadtests::tls::Alpn;
@@ -998,6 +999,13 @@ impl Socket {
         Self::H2 { send, receive: response.into_body(), received: BytesMut::new() }
     }
 
+    /// Leaves at once; on h2 by a RST_STREAM.
+    fn reset(self) {
+        if let Self::H1(socket) = self {
+            Transport::Tls(Box::new(socket.into_inner().into())).end(Ending::Reset);
+        }
+    }
+
     async fn send(&mut self, frame: Frame) {
         let bytes = frame.encode(Some(MASK));
         match self {
@@ -1090,7 +1098,8 @@ fn websocket_messages(client: Alpn) {
                 } else {
                     tokio::time::sleep(100 * MS).await;
                 }
-                drop(socket);
+                // With a reset: an end in order would wait behind what nullhop has not read, unseen.
+                socket.reset();
                 rig.gone_all(&format!("websocket, {script}"), &masked_too(Search::default(), seed));
             }
         });

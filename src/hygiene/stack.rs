@@ -13,11 +13,22 @@ use super::measure::taken;
 use super::wipe::wipe_raw;
 
 /// How deep a worker's turn reaches below the place where it parks: TLS inside hyper inside the
-/// relay. A debug build takes more room.
-const TURN: usize = if cfg!(debug_assertions) { 192 << 10 } else { 48 << 10 };
+/// relay. Measured in a release build on x86-64, by looking for the deepest byte that is not zero: 10 KiB
+/// down to a TLS call, and what that takes. A debug build takes more room.
+const TURN: usize = if cfg!(debug_assertions) { 192 << 10 } else { 32 << 10 };
 
-/// How deep rustls and aws-lc reach below the call that enters them.
-const CRYPTO: usize = if cfg!(debug_assertions) { 48 << 10 } else { 12 << 10 };
+/// How deep rustls and aws-lc reach below the call that enters them: 4 KiB, measured in the same way
+/// over 190,000 calls of streams, bulk bodies and WebSockets.
+const CRYPTO: usize = if cfg!(debug_assertions) { 48 << 10 } else { 8 << 10 };
+
+/// How deep a handshake reaches: 68 KiB, measured likewise. Its last flight may bring the first request.
+const HANDSHAKE: usize = if cfg!(debug_assertions) { 256 << 10 } else { 96 << 10 };
+
+/// Clears what a handshake has left below the caller's frame.
+#[inline(never)]
+pub(crate) fn scrub_handshake() {
+    scrub::<HANDSHAKE>();
+}
 
 /// Clears what a whole turn has left below the caller's frame. Meant for the moment before a thread
 /// parks.

@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use super::BUFFER_BYTES_MAX;
 use super::Protocol;
 use super::server::ServerTls;
+use crate::hygiene::stack::scrub_handshake;
 use crate::telemetry::labels::HandshakeResult;
 
 /// What a handshake settled.
@@ -56,6 +57,8 @@ where
         .await
         .map_err(|_| HandshakeFault::TimedOut)?
         .map_err(|error| HandshakeFault::of(&error))?;
+    // The client's last flight may have brought its first request, which was decrypted far down the stack.
+    scrub_handshake();
 
     let (_, connection) = stream.get_mut();
     connection.set_buffer_limit(Some(BUFFER_BYTES_MAX));
