@@ -142,7 +142,8 @@ mod tests {
         // The search's own buffer may hold a second copy.
         assert!(found >= held.len() as u64, "{found}");
         assert!(look.bytes_read >= memory.resident(), "{} of {}", look.bytes_read, memory.resident());
-        assert!(look.refused.is_empty());
+        // Tests of the secret heap run in this process too.
+        assert!(look.refused.iter().all(Mapping::is_secret));
     }
 
     #[test]
