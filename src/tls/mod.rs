@@ -81,7 +81,7 @@ const ALPN_HTTP10: &[u8] = b"http/1.0";
 
 /// What rustls may hold of plaintext or ciphertext that the peer has not taken yet: part of the bound on what a stream
 /// holds. Two records; rustls' own default is 64 KiB.
-pub(crate) const BUFFER_BYTES_MAX: usize = 32 << 10;
+pub(crate) const BUFFER_BYTES_MAX: usize = 24 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -34,8 +34,8 @@ use crate::telemetry::metrics::GaugeGuard;
 
 /// hyper's read and write buffers of an h1 connection, and so the size of the chunks that a stalled
 /// reader makes us hold: one here, one in hand, two or three in the client's connection. With 64 KiB
-/// such a stream held 311 KiB. Also the head of an answer, at most.
-const H1_BUFFER_BYTES: usize = 32 << 10;
+/// such a stream held 311 KiB, with 32 KiB 255. Also the head of an answer, at most.
+const H1_BUFFER_BYTES: usize = 28 << 10;
 
 /// The header list of an h2 answer, at most, and the fields of an h1 answer.
 const HEAD_BYTES: usize = 64 << 10;
