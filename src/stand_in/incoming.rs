@@ -264,7 +264,8 @@ impl Incoming {
             // A CONTINUATION where none belongs, or another frame where one does (RFC 9113 section 6.10).
             self.break_with(FrameHead { kind: CONTINUATION, len: 0, ..head });
         } else if !head.is_of_a_head() {
-            head.put(&mut self.kept.bytes);
+            // As it came, with the bit that is reserved.
+            self.kept.bytes.extend_from_slice(&self.head);
             self.begin_passing(head);
         } else if head.len > FRAME_BYTES_MAX {
             // h2 refuses it for its length.
