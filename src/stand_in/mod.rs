@@ -50,6 +50,10 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
 /// Heads that wait at once, in each direction. More than the streams that a connection may have.
 const WAITING_MAX: usize = 1024;
 
+/// Their bytes, together. A hundred streams that come at once with heads of 40 KiB; a peer whose streams are
+/// refused cannot make us hold more.
+const WAITING_BYTES_MAX: usize = 4 << 20;
+
 /// RFC 9113 section 4.1.
 const FRAME_HEAD: usize = 9;
 
@@ -128,10 +132,20 @@ struct Entry {
     pad: Option<Pad>,
 }
 
+impl Entry {
+    /// What it holds, about.
+    fn bytes(&self) -> usize {
+        let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
+        path + self.values.iter().map(|value| value.len() + size_of::<HeaderValue>()).sum::<usize>()
+    }
+}
+
 /// Heads that wait in one direction.
 #[derive(Default)]
 struct Waiting {
     entries: VecDeque<Entry>,
+    /// Of all entries.
+    bytes: usize,
     next: u32,
 }
 
@@ -149,19 +163,24 @@ impl Waiting {
     }
 
     fn put(&mut self, entry: Entry) {
-        if self.entries.len() >= WAITING_MAX {
-            self.entries.pop_front();
-        }
+        self.bytes += entry.bytes();
         self.entries.push_back(entry);
+        while self.entries.len() > WAITING_MAX || self.bytes > WAITING_BYTES_MAX {
+            let Some(oldest) = self.entries.pop_front() else { return };
+            self.bytes -= oldest.bytes();
+        }
     }
 
     fn take(&mut self, id: u32) -> Option<Entry> {
         let place = self.entries.iter().rposition(|entry| entry.id == id)?;
-        self.entries.remove(place)
+        let entry = self.entries.remove(place)?;
+        self.bytes -= entry.bytes();
+        Some(entry)
     }
 
     fn forget(&mut self, now: Instant) {
         self.entries.retain(|entry| now.saturating_duration_since(entry.since) < entry.keep_for);
+        self.bytes = self.entries.iter().map(Entry::bytes).sum();
     }
 
     fn get(&self, id: u32) -> Option<&Entry> {
@@ -392,8 +411,12 @@ impl Queue {
     fn advance(&mut self, count: usize) {
         crate::hygiene::wipe::wipe(&mut self.bytes[self.start..self.start + count]);
         self.start += count;
-        if self.start == self.bytes.len() {
-            self.bytes.clear();
+        // Moved to the front now and then, or a queue that is never empty would grow for ever.
+        if 2 * self.start >= self.bytes.len() {
+            let left = self.bytes.len() - self.start;
+            self.bytes.copy_within(self.start.., 0);
+            crate::hygiene::wipe::wipe(&mut self.bytes[left..]);
+            self.bytes.truncate(left);
             self.start = 0;
         }
     }
@@ -632,6 +655,32 @@ mod tests {
         let wire = [PREFACE.to_vec(), frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff")].concat();
         let got = through(&StandIns::default(), Role::Server, &wire, 3, 64);
         assert_eq!(got[PREFACE.len()..], frame(HEADERS, END_HEADERS, 1, b"\x80"));
+    }
+
+    #[test]
+    fn what_waits_has_a_maximum() {
+        let mut waiting = Waiting::default();
+        for _ in 0..100 {
+            let mut entry = waiting.open();
+            entry.values.push(HeaderValue::from_bytes(&[b'v'; 100_000]).expect("a value"));
+            waiting.put(entry);
+            assert!(waiting.bytes <= WAITING_BYTES_MAX);
+        }
+        assert!(waiting.get(100).is_some() && waiting.get(1).is_none(), "the oldest went");
+        (50..=100).for_each(|id| drop(waiting.take(id)));
+        waiting.forget(Instant::now() + FORGOTTEN_AFTER);
+        assert_eq!((waiting.entries.len(), waiting.bytes), (0, 0));
+
+        // A queue that is never empty.
+        let mut queue = Queue::default();
+        for turn in 0..1000_u32 {
+            queue.bytes.extend_from_slice(&turn.to_be_bytes());
+            if turn > 0 {
+                assert_eq!(queue.rest()[..4], (turn - 1).to_be_bytes());
+                queue.advance(4);
+            }
+            assert!(queue.bytes.len() <= 16, "{}", queue.bytes.len());
+        }
     }
 
     #[test]
