@@ -155,7 +155,9 @@ async fn say(edge: &Edge, bytes: impl AsRef<[u8]>) -> (Vec<u8>, bool) {
 async fn listen(stream: &mut Tls, patience: Duration) -> (Vec<u8>, bool) {
     let mut answer = Vec::new();
     loop {
-        let wait = if answer.is_empty() { patience } else { Duration::from_millis(250) };
+        // Behind an answer that announces the end comes the end, however busy the machine is.
+        let settled = !answer.is_empty() && !answer.windows(17).any(|part| part == b"connection: close");
+        let wait = if settled { Duration::from_millis(250) } else { patience };
         match tokio::time::timeout(wait, stream.read_buf(&mut answer)).await {
             Err(_) => return (answer, false),
             Ok(Ok(0) | Err(_)) => return (answer, true),
