@@ -5,14 +5,19 @@ pub(crate) mod app;
 pub(crate) mod cli;
 pub(crate) mod clock;
 pub(crate) mod config;
+#[expect(dead_code, reason = "taken into use by the meter and the retention policy")]
+pub(crate) mod decode;
 pub(crate) mod demo;
 pub(crate) mod drain;
 pub mod hygiene;
 pub(crate) mod listener;
+pub mod meter;
 pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
+#[expect(dead_code, reason = "taken into use by the relay")]
+pub(crate) mod retention;
 pub(crate) mod route;
 pub(crate) mod scripted;
 pub(crate) mod server;

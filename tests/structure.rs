@@ -5,9 +5,12 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 23] = [
+const FLOORS: [&str; 26] = [
     "hygiene",
     "provider",
+    "decode",
+    "meter",
+    "retention",
     "drain",
     "clock",
     "stand_in",

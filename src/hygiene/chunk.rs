@@ -66,6 +66,43 @@ impl Chunk {
         }
     }
 
+    /// Cuts the first `at` bytes off, which become a piece of their own. Each part clears what is its own.
+    ///
+    /// # Panics
+    /// If there are fewer than `at` bytes.
+    pub(crate) fn split_to(&mut self, at: usize) -> Self {
+        if at == 0 {
+            // An empty `Bytes` keeps no block alive, so it must not answer for any part of one.
+            return Self(Inner::Own(Bytes::new()));
+        }
+        match &mut self.0 {
+            Inner::Relayed { bytes, address, len } => {
+                let head = bytes.split_to(at);
+                // What was handed over already, in front of `head`, is cleared with it.
+                let head_len = bytes.as_ptr().addr() - *address;
+                let head_address = std::mem::replace(address, bytes.as_ptr().addr());
+                *len -= head_len;
+                Self(Inner::Relayed { bytes: head, address: head_address, len: head_len })
+            }
+            Inner::Own(bytes) => Self(Inner::Own(bytes.split_to(at))),
+        }
+    }
+
+    /// Overwrites a part of a relayed piece with spaces, which JSON allows between any two tokens. Text of nullhop's own
+    /// stays as it is.
+    ///
+    /// # Panics
+    /// If `range` is not within the bytes.
+    pub(crate) fn blank(&mut self, range: std::ops::Range<usize>) {
+        if let Inner::Relayed { bytes, .. } = &self.0 {
+            let part = &bytes[range];
+            let (address, len) = (part.as_ptr().addr(), part.len());
+            // SAFETY: as in `drop`: the region is exclusively ours and its block is alive. `part` is not used after this,
+            // and later reads go through `bytes`, which is loaded anew.
+            unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(address), b' ', len) }
+        }
+    }
+
     /// # Safety
     /// `bytes` must be the only view of its region, which must be a part of a block from the global
     /// allocator (so not `Bytes::from_static`, and no clone or sibling slice of it may exist).
@@ -162,5 +199,34 @@ impl Body for WipedIncoming {
 
     fn size_hint(&self) -> SizeHint {
         self.0.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relayed(text: &str) -> Chunk {
+        let address = text.to_owned().into_bytes();
+        // The allocator of this crate exposes what it hands out; tests run on it, too.
+        let _ = address.as_ptr().expose_provenance();
+        // SAFETY: a block of its own, and the only view of it.
+        unsafe { Chunk::relayed(Bytes::from(address)) }
+    }
+
+    #[test]
+    fn a_piece_comes_apart_and_each_part_is_its_own() {
+        let mut chunk = relayed("0123456789");
+        chunk.advance(2);
+        let mut head = chunk.split_to(3);
+        assert_eq!((head.as_slice(), chunk.as_slice()), (&b"234"[..], &b"56789"[..]));
+        let nothing = chunk.split_to(0);
+        assert!(nothing.as_slice().is_empty());
+        head.blank(1..2);
+        assert_eq!((head.as_slice(), chunk.as_slice()), (&b"2 4"[..], &b"56789"[..]));
+        drop(head);
+        assert_eq!(chunk.as_slice(), b"56789");
+        chunk.blank(0..5);
+        assert_eq!(chunk.as_slice(), b"     ");
     }
 }
