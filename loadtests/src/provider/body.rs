@@ -58,6 +58,21 @@ impl Source {
         }
     }
 
+    /// Everything at once, whatever its pace; None for an echo.
+    pub(crate) fn all(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Source::Echo(_) => return None,
+            Source::Sse(sse) => sse.period = Duration::ZERO,
+            _ => {}
+        }
+        let mut all = Vec::new();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(Ok(frame))) = self.poll_frame(&mut cx) {
+            all.extend_from_slice(frame.data_ref().expect("made bodies have no trailers"));
+        }
+        Some(all)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Source::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
