@@ -370,6 +370,13 @@ impl Body for ScriptBody {
             State::Hanging => return Poll::Pending,
             State::Sending | State::Breaking => {}
         }
+        if let Some((at, ended)) = &mut this.bends.hold
+            && this.offset >= *at
+        {
+            // A reader that is gone counts as an end, too.
+            let _ = ready!(Pin::new(ended).poll(cx));
+            this.bends.hold = None;
+        }
         if let Some((at, kind)) = this.bends.fault
             && this.offset >= at
         {
@@ -378,13 +385,6 @@ impl Body for ScriptBody {
         if let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
-        }
-        if let Some((at, ended)) = &mut this.bends.hold
-            && this.offset >= *at
-        {
-            // A reader that is gone counts as an end, too.
-            let _ = ready!(Pin::new(ended).poll(cx));
-            this.bends.hold = None;
         }
         if std::mem::take(&mut this.flush) {
             cx.waker().wake_by_ref();
