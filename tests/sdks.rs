@@ -137,7 +137,7 @@ fn last_of(provider: &Provider, case: &str) -> Seen {
 /// The client walked out at `left`, in nanoseconds of the monotonic clock: the provider's stream must
 /// be cancelled within a second.
 fn saw_abort(provider: &Provider, case: &str, left: u64) {
-    let ended = support::wait_for(Duration::from_secs(3), || last_of(provider, case).outcome != Outcome::Open);
+    let ended = support::wait_for(SOON, || last_of(provider, case).outcome != Outcome::Open);
     let seen = last_of(provider, case);
     assert!(ended && seen.outcome == Outcome::Aborted, "{case}: {:?}", seen.outcome);
     let ended = seen.ended_at.expect("ended");
