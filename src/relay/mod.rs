@@ -5,6 +5,7 @@
 
 mod body;
 mod head;
+mod hide;
 mod tally;
 mod websocket;
 
