@@ -59,6 +59,16 @@ impl Chunk {
         Self(Inner::Own(text.into()))
     }
 
+    /// A copy, in a block of its own, that is cleared like what it was copied from.
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        let block = bytes.to_vec();
+        // `relayed` will clear it by its address. The allocator of this crate exposes what it hands out; under another
+        // one, in tests, this does.
+        let _ = block.as_ptr().expose_provenance();
+        // SAFETY: a block of the heap that was made here, and the only view of it. An empty one has no region.
+        unsafe { Self::relayed(Bytes::from(block)) }
+    }
+
     /// The bytes not yet written, for the meter to look at.
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
