@@ -65,6 +65,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::telemetry::models::ModelTable;
 use crate::tls::Part;
 use crate::tls::TlsFault;
 use crate::tls::certificate::KeySource;
@@ -724,7 +725,8 @@ impl Prepared {
             certificates,
             config.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.provider)),
         )
-        .map_err(|_| StartFault::Names)?;
+        .map_err(|_| StartFault::Names)?
+        .with_models(ModelTable::new(config.models.iter().map(String::as_str)));
         let handles = Arc::new(registry.bind(&names));
         let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         Ok(Self { config, routes, handles, server_tls, plans, client_tls, down })

@@ -149,7 +149,11 @@ fn promtool_has_nothing_to_say() {
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && said.is_empty(), "{said}");
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
-    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
+    for arguments in [
+        ["check", "rules", "alerts.yml"],
+        ["check", "rules", "opentelemetry.yml"],
+        ["test", "rules", "alerts.test.yml"],
+    ] {
         let output = Command::new("promtool").args(arguments).current_dir(&folder).output().expect("promtool");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "{arguments:?}: {said}");
@@ -158,8 +162,11 @@ fn promtool_has_nothing_to_say() {
 
 #[test]
 fn rules_name_only_what_is_documented() {
-    let rules =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/alerts.yml")).expect("rules");
+    let rules = ["alerts.yml", "opentelemetry.yml"].map(|name| {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
+        std::fs::read_to_string(folder.join(name)).expect("rules")
+    });
+    let rules = rules.concat();
     let documented = documented();
     let words = rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let mut named = BTreeSet::new();

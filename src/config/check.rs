@@ -14,6 +14,7 @@ use super::report::{Cause, Fault, Span};
 use super::table::{SECTIONS, Section};
 use super::value;
 use super::*;
+use crate::telemetry::models::PATTERNS_MAX;
 
 /// What a check may look at outside the file.
 pub(super) struct Surroundings<'s> {
@@ -43,6 +44,7 @@ pub(super) fn check(
     // All of them run before the first `?`, so that every problem is found at once.
     let listeners = checker.listeners(raw);
     let metrics = checker.metrics(raw.one("metrics"));
+    let models = checker.models(raw.one("metrics"));
     let admin = checker.admin(raw.one("admin"));
     let certificates = checker.certificates(raw);
     let tls = checker.tls(raw.one("tls"));
@@ -71,6 +73,7 @@ pub(super) fn check(
         limits: limits(raw.one("limits")),
         drain,
         metrics,
+        models,
         admin,
         log: log(raw.one("log")),
         memory: memory(raw.one("memory")),
@@ -266,6 +269,14 @@ impl Checker<'_> {
         Some(MetricsListener { address, token })
     }
 
+    fn models(&mut self, block: &Block) -> Vec<String> {
+        let models = texts(block.list("models"));
+        if models.len() > PATTERNS_MAX {
+            self.invalid(block, "models", "has more than 63 patterns: each is a label");
+        }
+        models
+    }
+
     fn admin(&mut self, block: &Block) -> Option<AdminListener> {
         if !block.bool("enabled") {
             return None;
@@ -448,6 +459,7 @@ impl Checker<'_> {
             head_timeout: block.duration("head_timeout"),
             silence_timeout: block.duration("silence_timeout"),
             idle_timeout: block.duration("idle_timeout"),
+            abort_drain: block.duration("abort_drain"),
             privacy: match block.text("privacy")? {
                 "address" => Privacy::Address,
                 "session" => Privacy::Session,

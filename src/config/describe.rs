@@ -17,6 +17,7 @@ const ADDRESS_PATTERN: &str = "^([0-9.]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}$";
 const NETWORK_PATTERN: &str = "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$";
 const HOST_PATTERN: &str = "^([A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*|\\[[0-9A-Fa-f:.]+\\])$";
 const URL_PATTERN: &str = "^https?://[^/?#@]+(/[^?#]*)?$";
+const MODEL_PATTERN: &str = "^[A-Za-z0-9._:/@*-]{1,96}$";
 const PREFIX_PATTERN: &str = "^(/[A-Za-z0-9._~-]+)*$";
 
 /// What `nullhop init` writes: every key with its meaning and default, the built-in listener and
@@ -149,6 +150,7 @@ fn short(kind: &Kind) -> String {
         Kind::Host => "host name".to_owned(),
         Kind::Integer { min, max } => format!("integer, {min} to {max}"),
         Kind::List(kind) => format!("list of {}s", short(kind)),
+        Kind::Model => "pattern".to_owned(),
         Kind::Name => "name".to_owned(),
         Kind::OneOf(words) => {
             let words: Vec<_> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
@@ -227,6 +229,7 @@ fn kind_schema(kind: &Kind) -> Json {
         Kind::List(kind) => {
             json!({ "type": "array", "maxItems": LIST_MAX, "items": kind_schema(kind) })
         }
+        Kind::Model => text(MODEL_PATTERN),
         Kind::Name => text(NAME_PATTERN),
         Kind::OneOf(words) => json!({ "enum": words }),
         Kind::Path => json!({ "type": "string", "minLength": 1 }),

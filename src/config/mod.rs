@@ -53,6 +53,8 @@ pub struct Config {
     pub drain: Drain,
     /// `None`: `enabled = false`.
     pub metrics: Option<MetricsListener>,
+    /// `metrics.models`: patterns of model names, each a label. At most 63.
+    pub models: Vec<String>,
     /// `None`: `enabled = false`.
     pub admin: Option<AdminListener>,
     /// Events on standard error.
@@ -301,6 +303,8 @@ pub struct Upstream {
     pub silence_timeout: Duration,
     /// A pooled connection without a request in flight. Default 30 s.
     pub idle_timeout: Duration,
+    /// For how long an answer is read on after its client left, default 0 (cancel at once), at most 10 min.
+    pub abort_drain: Duration,
     /// What is kept from the provider.
     pub privacy: Privacy,
     /// Tries at most this many endpoints before the first byte. Default 3, 1 to 8.

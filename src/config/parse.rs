@@ -10,6 +10,7 @@ use super::Endpoint;
 use super::report::{Cause, Fault, KeyName, Span, SyntaxWords};
 use super::table::{self, Key, Kind, SECTIONS, Section};
 use super::value;
+use crate::telemetry::models::pattern_fault;
 
 /// The configuration as written, section by section.
 pub(super) struct RawConfig {
@@ -453,6 +454,10 @@ fn one_text(kind: &Kind, text: &str) -> Result<String, &'static str> {
     match kind {
         Kind::Cidr => value::cidr(text),
         Kind::Host => value::host(text),
+        Kind::Model => match pattern_fault(text) {
+            Some(why) => Err(why),
+            None => Ok(text.to_owned()),
+        },
         Kind::Name => value::name(text).map(|()| text.to_owned()),
         Kind::Path if text.is_empty() || text.contains('\0') => Err("must be a path"),
         Kind::Path => Ok(text.to_owned()),

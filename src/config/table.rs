@@ -46,6 +46,8 @@ pub(super) enum Kind {
         max: u64,
     },
     List(&'static Kind),
+    /// A pattern of the model table.
+    Model,
     Name,
     OneOf(&'static [&'static str]),
     Path,
@@ -383,6 +385,13 @@ pub(super) const SECTIONS: &[Section] = &[
                 "{ env = \"NULLHOP_METRICS_TOKEN\" }",
                 "Bearer token that a scrape must carry.",
             ),
+            key(
+                "models",
+                Kind::List(&Kind::Model),
+                "[]",
+                "Patterns of model names, such as \"house-*\", at most 63: each is a value of the label `model`, before the \
+                 built-in families.",
+            ),
         ],
     },
     Section {
@@ -478,6 +487,13 @@ pub(super) const SECTIONS: &[Section] = &[
                 "A pooled connection without a request in flight.",
             ),
             key(
+                "abort_drain",
+                Kind::Duration { min: 0, max: 10 * MINUTE },
+                "\"0s\"",
+                "After a client left, an answer is read on for this long to learn what it costs. Only for providers that bill \
+                 to the end; `0s` cancels at once.",
+            ),
+            key(
                 "privacy",
                 Kind::OneOf(&["address", "device", "session"]),
                 "\"device\"",
@@ -516,7 +532,7 @@ pub(super) const SECTIONS: &[Section] = &[
 impl Kind {
     /// Whether the value is a text that `parse` checks and keeps as text.
     pub(super) fn is_text(&self) -> bool {
-        matches!(self, Self::Cidr | Self::Host | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl)
+        matches!(self, Self::Cidr | Self::Host | Self::Model | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl)
     }
 
     /// "must be ...".
@@ -534,7 +550,9 @@ impl Kind {
             Self::Host => "a host name in quotes".to_owned(),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
             Self::List(Kind::Cidr) => "a list of networks, such as [\"10.0.0.0/8\"]".to_owned(),
+            Self::List(Kind::Model) => "a list of patterns, such as [\"house-*\"]".to_owned(),
             Self::List(_) => "a list of host names, such as [\"edge.example.com\"]".to_owned(),
+            Self::Model => "a pattern in quotes".to_owned(),
             Self::Name => "a name in quotes".to_owned(),
             Self::OneOf(words) => {
                 let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();

@@ -1,5 +1,8 @@
 //! Looks on: counts what a provider reports, from the bytes of an answer as they pass, and keeps none of them.
 
+pub(crate) mod json;
+mod scan;
+
 use crate::provider::Provider;
 
 /// Which of a provider's APIs an answer speaks; each reports usage at places of its own.

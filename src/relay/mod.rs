@@ -5,7 +5,9 @@
 
 mod body;
 mod head;
+mod hide;
 mod tally;
+mod usage;
 mod websocket;
 
 use std::pin::Pin;
@@ -25,12 +27,14 @@ use crate::admission::Permit;
 use crate::admission::Refusal;
 use crate::config;
 use crate::hygiene::WipedIncoming;
+use crate::meter::Api;
 use crate::provider::Operation;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
+use crate::telemetry::models::model_in_path;
 use crate::upstream::Answer;
 use crate::upstream::RequestHead;
 use crate::upstream::SendFault;
@@ -42,7 +46,10 @@ pub(crate) use body::AnswerBody;
 pub(crate) use body::BodyFault;
 use body::Relayed;
 pub(crate) use body::StallMark;
+use body::Stream;
 pub(crate) use tally::Tally;
+use usage::Call;
+use usage::Look;
 pub(crate) use websocket::Peer;
 pub(crate) use websocket::StreamCut;
 pub(crate) use websocket::is_upgrade;
@@ -80,6 +87,14 @@ impl Way {
         &self.config.upstreams[self.place]
     }
 
+    /// The API of a call that is billed by tokens. Reading what was stored, and counting tokens, is free.
+    fn billed_api(&self, method: &http::Method) -> Option<Api> {
+        if *method != http::Method::POST || self.operation == Operation::CountTokens {
+            return None;
+        }
+        Api::of(self.upstream_config().provider, without_query(&self.path))
+    }
+
     fn body_bytes_max(&self) -> u64 {
         let limits = &self.config.limits;
         let default = if self.operation.uploads() { limits.upload_bytes } else { limits.body_bytes };
@@ -102,6 +117,13 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     }
     let empty = body.is_end_stream();
     let upload = Upload::new(body, bytes_max, way.tally.request_bytes());
+    let api = way.billed_api(&parts.method);
+    if let Some(api) = api {
+        way.tally.billed(&upload, Call { api, array: without_query(&way.path).ends_with(":streamGenerateContent") });
+        if let Some(model) = model_in_path(&way.path) {
+            way.tally.requested(model.as_bytes());
+        }
+    }
     let head = RequestHead {
         method: parts.method,
         path: std::mem::take(&mut way.path),
@@ -192,15 +214,37 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     parts.headers = head::response_headers(parts.headers);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
-    let streaming = parts.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().starts_with(b"text/event-stream")
-            || value.as_bytes().starts_with(b"application/vnd.amazon.eventstream")
-    });
+    let kind = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let events = kind.starts_with(b"text/event-stream");
+    let mut streaming = events || kind.starts_with(b"application/vnd.amazon.eventstream");
+    if let Some(call) = way.tally.call()
+        && parts.status.is_success()
+    {
+        let look = Look::new(call, &parts.headers);
+        streaming |= look.streams();
+        way.tally.look(look);
+    }
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
+    // What comes encoded cannot be taken out of; its client sees one event more.
+    let hide = events && upload.facts().usage_added && plain(&parts.headers);
+    if hide {
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+    }
     let outcome = outcome_of(parts.status);
-    let silence_max = way.upstream_config().silence_timeout;
-    let relayed = Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
-    Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))
+    let (silence_max, abort_drain) = (way.upstream_config().silence_timeout, way.upstream_config().abort_drain);
+    let body = WipedIncoming::new(body);
+    let stream = Stream::new(body, lease, upload, way.tally, way.stall, silence_max, outcome, abort_drain);
+    Response::from_parts(parts, AnswerBody::Relayed(Relayed::new(stream, hide)))
+}
+
+/// Whether an answer's body comes as it is.
+fn plain(headers: &http::HeaderMap) -> bool {
+    let values = headers.get_all(http::header::CONTENT_ENCODING);
+    values.iter().all(|value| matches!(value.as_bytes().trim_ascii(), b"") || value == "identity")
+}
+
+fn without_query(path: &str) -> &str {
+    path.split('?').next().unwrap_or(path)
 }
 
 /// What an answer that ends well counts as.

@@ -81,6 +81,32 @@ labels! {
         Response => "response",
     }
 
+    /// Which side of a call tokens belong to.
+    TokenDirection, "direction" {
+        Input => "input",
+        Output => "output",
+    }
+
+    /// What became of tokens. Within a direction no token is of two kinds.
+    TokenKind, "kind" {
+        /// Input that was read in full.
+        Uncached => "uncached",
+        CacheRead => "cache_read",
+        CacheWrite => "cache_write",
+        Response => "response",
+        Reasoning => "reasoning",
+    }
+
+    /// Why a call that is billed ended without figures.
+    MissingReason, "reason" {
+        /// It ended before its end, by whomever.
+        Aborted => "aborted",
+        /// The answer is whole and has none.
+        Absent => "absent",
+        /// The answer could not be read.
+        Unparsed => "unparsed",
+    }
+
     /// HTTP version, as far as it matters for connections.
     Protocol, "protocol" {
         H1 => "h1",
@@ -236,6 +262,16 @@ labels! {
 impl From<bool> for Streaming {
     fn from(streaming: bool) -> Self {
         if streaming { Self::True } else { Self::False }
+    }
+}
+
+impl TokenKind {
+    /// The side it belongs to.
+    pub(crate) fn direction(self) -> TokenDirection {
+        match self {
+            Self::Uncached | Self::CacheRead | Self::CacheWrite => TokenDirection::Input,
+            Self::Response | Self::Reasoning => TokenDirection::Output,
+        }
     }
 }
 
@@ -426,6 +462,9 @@ mod tests {
         is_closed_and_ordered::<Outcome>();
         is_closed_and_ordered::<Source>();
         is_closed_and_ordered::<Direction>();
+        is_closed_and_ordered::<TokenDirection>();
+        is_closed_and_ordered::<TokenKind>();
+        is_closed_and_ordered::<MissingReason>();
         is_closed_and_ordered::<Protocol>();
         is_closed_and_ordered::<Streaming>();
         is_closed_and_ordered::<RefusedReason>();

@@ -18,6 +18,7 @@ use prometheus::IntCounter;
 
 use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
+use crate::retention::Facts;
 
 /// Why a request body ended before its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +111,11 @@ impl Upload {
     /// Whether hyper has asked for any of it. An empty body cannot be touched.
     pub(crate) fn touched(&self) -> bool {
         self.touched.get()
+    }
+
+    /// What the body said of the call so far.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts::default()
     }
 
     /// Whether all of it has passed.

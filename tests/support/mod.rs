@@ -100,6 +100,8 @@ pub struct Edge {
 /// How an edge is set up. `extra` is TOML text put before the upstreams; `upstream` is put into each.
 pub struct Setup {
     pub extra: String,
+    /// Put into `[metrics]`.
+    pub metrics: String,
     pub upstream: String,
     /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
@@ -114,6 +116,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             extra: String::new(),
+            metrics: String::new(),
             upstream: String::new(),
             upstreams: None,
             environment: Vec::new(),
@@ -203,8 +206,8 @@ impl Edge {
         let upstreams = upstreams.replace("{url}", url).replace("{ca}", ca);
         format!(
             "{}[[certificate]]\nname = \"edge\"\ncert_file = \"edge.pem\"\nkey = {{ file = \"edge.key\" }}\n\
-             [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n{}\n{upstreams}",
-            setup.listener, setup.extra
+             [metrics]\naddress = \"127.0.0.1:0\"\n{}\n[admin]\naddress = \"127.0.0.1:0\"\n{}\n{upstreams}",
+            setup.listener, setup.metrics, setup.extra
         )
     }
 
