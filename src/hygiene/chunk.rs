@@ -59,6 +59,15 @@ impl Chunk {
         Self(Inner::Own(text.into()))
     }
 
+    /// A copy of decoded content, which is cleared like what it was decoded from.
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Self(Inner::Own(Bytes::new()));
+        }
+        // SAFETY: a new block of its own from the global allocator, and the only view of it.
+        unsafe { Self::relayed(Bytes::from(bytes.to_vec())) }
+    }
+
     /// The bytes not yet written, for the meter to look at.
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
