@@ -194,6 +194,8 @@ labels! {
         HeadTooLarge => "head_too_large",
         /// Resets, CONTINUATIONs, empty frames and the like, beyond what h2 takes.
         H2Abuse => "h2_abuse",
+        /// Of a WebSocket's client, by a policy.
+        MessageRefused => "message_refused",
         UpstreamInformational => "upstream_informational",
         UpstreamBadAnswer => "upstream_bad_answer",
         UpstreamLateBytes => "upstream_late_bytes",
