@@ -7,7 +7,6 @@ use super::judged::Stop;
 use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::retention::Denied;
-use crate::retention::Rule;
 
 /// "Protocol error" (RFC 6455 section 7.4.1).
 pub(super) const CLOSE_PROTOCOL: u16 = 1002;
@@ -64,7 +63,7 @@ pub(super) fn close(why: Stop) -> Vec<u8> {
 /// Of at most 123 bytes, so that it fits a close frame, and without a character that JSON escapes.
 fn message(denied: Denied) -> String {
     match denied {
-        Denied::Rule(rule) => format!("Not sent on: the retention rule {} does not allow it.", rule_name(rule)),
+        Denied::Rule(rule) => format!("Not sent on: the retention rule {} does not allow it.", rule.as_str()),
         Denied::Model => "Not sent on: this model is not on the list.".to_owned(),
         Denied::Unreadable => "Not sent on: the message is not JSON that can be read.".to_owned(),
         Denied::Encoding => "Not sent on: the message's encoding is not known.".to_owned(),
@@ -82,15 +81,10 @@ fn code(denied: Denied) -> &'static str {
     }
 }
 
-fn rule_name(rule: Rule) -> &'static str {
-    match rule {
-        Rule::Store => "store",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::retention::Rule;
 
     const ALL: [Denied; 6] = [
         Denied::Rule(Rule::Store),
