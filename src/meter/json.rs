@@ -386,7 +386,7 @@ impl Walker {
 
     /// Whether nothing but white space has come yet.
     #[inline]
-    pub(super) fn at_start(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.state == State::Start
     }
 
@@ -394,12 +394,6 @@ impl Walker {
     #[inline]
     pub(super) fn is_done(&self) -> bool {
         self.state == State::Done
-    }
-
-    /// Whether the document was given up.
-    #[inline]
-    pub(super) fn is_broken(&self) -> bool {
-        self.state == State::Broken
     }
 
     /// Whether the last byte stands inside a string, where a line cannot end.
