@@ -59,13 +59,18 @@ impl Chunk {
         Self(Inner::Own(text.into()))
     }
 
-    /// A copy of decoded content, which is cleared like what it was decoded from.
+    /// A copy of content, for what was decoded or held back.
     pub(crate) fn copied(bytes: &[u8]) -> Self {
+        Self::taken(bytes.to_vec())
+    }
+
+    /// Content that was put together, cleared like any other.
+    pub(crate) fn taken(bytes: Vec<u8>) -> Self {
         if bytes.is_empty() {
             return Self(Inner::Own(Bytes::new()));
         }
-        // SAFETY: a new block of its own from the global allocator, and the only view of it.
-        unsafe { Self::relayed(Bytes::from(bytes.to_vec())) }
+        // SAFETY: a block of its own from the global allocator, and the only view of it.
+        unsafe { Self::relayed(Bytes::from(bytes)) }
     }
 
     /// The bytes not yet written, for the meter to look at.
