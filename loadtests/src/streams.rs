@@ -356,7 +356,8 @@ impl Stream {
         frame.extend_from_slice(payload.as_bytes());
         frame.extend_from_slice(&crc32(&frame).to_be_bytes());
         self.bytes.extend_from_slice(&frame);
-        self.said.push((self.bytes.len(), said));
+        // As with events: said with the last byte of its JSON, not of what frames it.
+        self.said.push((self.bytes.len() - 4, said));
     }
 
     // -----------------------------------------------------------------------------------------------------------------

@@ -188,9 +188,19 @@ struct Options {
 }
 
 enum Edit {
-    Blank { start: usize, end: usize },
-    Remove { start: usize, end: usize },
-    Insert { at: usize, text: String },
+    Blank {
+        start: usize,
+        end: usize,
+    },
+    Remove {
+        start: usize,
+        end: usize,
+    },
+    /// Text of ours and of the client's, in a block of its own.
+    Insert {
+        at: usize,
+        text: Vec<u8>,
+    },
 }
 
 impl Json {
@@ -242,6 +252,11 @@ impl Json {
 
     pub(super) fn model(&self) -> Option<&[u8]> {
         (self.model_len > 0).then(|| &self.model[..self.model_len])
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What waits, in bytes.
@@ -300,9 +315,7 @@ impl Json {
                 }
                 Edit::Insert { at, text } => {
                     pass(&mut chunk, &mut base, at, out);
-                    if !text.is_empty() {
-                        out.push(Chunk::own(text));
-                    }
+                    out.push(Chunk::taken(text));
                 }
             }
         }
@@ -620,8 +633,9 @@ impl Json {
             return;
         }
         let at = if self.held.is_empty() { self.hold.unwrap_or(0) } else { 0 };
-        let mut text = String::from(if self.kept { "," } else { "" });
-        text.push_str(&own_text(&mut self.taken));
+        let mut text = Vec::with_capacity(self.taken.len() + 1);
+        text.extend(self.kept.then_some(b','));
+        move_to(&mut self.taken, &mut text);
         self.kept = true;
         self.insert(at, text);
     }
@@ -629,7 +643,7 @@ impl Json {
     fn drop_member(&mut self) {
         let Some(from) = self.hold.take() else { return };
         if !self.held.is_empty() {
-            let spaces = " ".repeat(self.held.len());
+            let spaces = vec![b' '; self.held.len()];
             self.insert(0, spaces);
             wipe(&mut self.held);
             self.held.clear();
@@ -642,17 +656,17 @@ impl Json {
     /// The member that waits goes on as it is, with its comma if there is something in front of it.
     fn keep(&mut self) {
         let Some(from) = self.hold.take() else { return };
-        let mut text = String::new();
+        let mut text = Vec::with_capacity(self.held.len() + 1);
         match self.comma {
             Comma::Held if !self.kept => match self.held.first_mut() {
                 Some(comma) => *comma = b' ',
                 None => self.edits.push(Edit::Blank { start: from, end: from + 1 }),
             },
-            Comma::Owed if self.kept => text.push(','),
+            Comma::Owed if self.kept => text.push(b','),
             _ => {}
         }
         self.comma = Comma::None;
-        text.push_str(&own_text(&mut self.held));
+        move_to(&mut self.held, &mut text);
         self.insert(from, text);
         self.kept = true;
     }
@@ -666,12 +680,13 @@ impl Json {
             self.delta -= 1;
         } else {
             self.held.remove(0);
-            let gap = own_text(&mut self.held);
+            let mut gap = Vec::with_capacity(self.held.len());
+            move_to(&mut self.held, &mut gap);
             self.insert(0, gap);
         }
     }
 
-    fn insert(&mut self, at: usize, text: String) {
+    fn insert(&mut self, at: usize, text: Vec<u8>) {
         if !text.is_empty() {
             self.delta += text.len() as i64;
             self.edits.push(Edit::Insert { at, text });
@@ -822,7 +837,7 @@ impl Json {
 
     /// Puts `value` in front of a scalar, which becomes blank.
     fn force(&mut self, place: usize, value: &str) {
-        self.insert(place, value.to_owned());
+        self.insert(place, value.as_bytes().to_vec());
         self.blank = Some((place, self.depth));
     }
 
@@ -958,7 +973,7 @@ impl Json {
             for (bit, ensured) in frame.node.ensured.iter().enumerate() {
                 if frame.seen & (1 << bit) == 0 && self.plan.rules.has(ensured.rule) {
                     let comma = if members { "," } else { "" };
-                    self.insert(place, format!("{comma}\"{}\":{}", ensured.name, ensured.value));
+                    self.insert(place, format!("{comma}\"{}\":{}", ensured.name, ensured.value).into_bytes());
                     members = true;
                 }
             }
@@ -972,36 +987,37 @@ impl Json {
         if self.plan.model_required && !self.plan.models.is_any() && !self.model_seen {
             return Err(Denied::Model);
         }
-        let mut tail = String::new();
+        let mut tail = Vec::with_capacity(self.slot + self.taken.len());
         let mut comma = self.kept;
-        let mut separate = |tail: &mut String| {
+        let mut separate = |tail: &mut Vec<u8>| {
             if std::mem::replace(&mut comma, true) {
-                tail.push(',');
+                tail.push(b',');
             }
         };
         let ask = self.plan.usage && self.facts.stream && !self.options.given_up && !self.options.asked;
         if !self.taken.is_empty() {
             separate(&mut tail);
-            let text = own_text(&mut self.taken);
+            let text = &self.taken;
             match (ask, self.options.taken_value, self.options.include) {
-                (false, ..) => tail.push_str(&text),
+                (false, ..) => tail.extend_from_slice(text),
                 (true, b'{', Some((first, last))) => {
-                    tail.push_str(&text[..first]);
-                    tail.push_str("true");
-                    tail.push_str(&text[last..]);
+                    tail.extend_from_slice(&text[..first]);
+                    tail.extend_from_slice(b"true");
+                    tail.extend_from_slice(&text[last..]);
                 }
                 (true, b'{', None) => {
-                    tail.push_str(&text[..text.len() - 1]);
-                    tail.push_str(if self.options.members { "," } else { "" });
-                    tail.push_str(USAGE_INSIDE);
-                    tail.push('}');
+                    tail.extend_from_slice(&text[..text.len() - 1]);
+                    tail.extend(self.options.members.then_some(b','));
+                    tail.extend_from_slice(USAGE_INSIDE.as_bytes());
+                    tail.push(b'}');
                 }
-                (true, ..) => tail.push_str(USAGE_MEMBER),
+                (true, ..) => tail.extend_from_slice(USAGE_MEMBER.as_bytes()),
             }
             self.facts.usage_added = ask;
+            wipe(&mut self.taken);
         } else if ask {
             separate(&mut tail);
-            tail.push_str(USAGE_MEMBER);
+            tail.extend_from_slice(USAGE_MEMBER.as_bytes());
             self.facts.usage_added = true;
         }
         let seen = self.frames.first().map_or(0, |frame| frame.seen);
@@ -1009,13 +1025,13 @@ impl Json {
             let wanted = self.plan.rules.has(ensured.rule) && (self.is_create || !self.plan.only_create);
             if wanted && seen & (1 << bit) == 0 {
                 separate(&mut tail);
-                tail.push_str(&format!("\"{}\":{}", ensured.name, ensured.value));
+                tail.extend_from_slice(format!("\"{}\":{}", ensured.name, ensured.value).as_bytes());
             }
         }
         // What is short of the announced length. More than was announced, by values forced over and over, is refused.
         let short = self.slot as i64 - self.delta - tail.len() as i64;
         let short = usize::try_from(short).map_err(|_| Denied::Unreadable)?;
-        tail.extend(std::iter::repeat_n(' ', short));
+        tail.resize(tail.len() + short, b' ');
         self.edits.push(Edit::Remove { start: place, end: place + 1 });
         self.edits.push(Edit::Insert { at: place + 1, text: tail });
         self.state = State::Tail;
@@ -1032,13 +1048,11 @@ impl Drop for Json {
     }
 }
 
-/// What was held, as text of ours; nothing stays behind.
-fn own_text(held: &mut Vec<u8>) -> String {
-    // It begins and ends at a quote, a comma or whitespace, and what is in between was checked.
-    let text = std::str::from_utf8(held).unwrap_or_default().to_owned();
+/// Moves what was held to what goes on; nothing stays behind.
+fn move_to(held: &mut Vec<u8>, out: &mut Vec<u8>) {
+    out.extend_from_slice(held);
     wipe(held);
     held.clear();
-    text
 }
 
 /// Checks UTF-8 across cuts (RFC 3629 section 4).
