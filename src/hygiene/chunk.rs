@@ -59,17 +59,21 @@ impl Chunk {
         Self(Inner::Own(text.into()))
     }
 
-    /// A copy, in a block of its own, that is cleared like what it was copied from.
+    /// A copy of content, for what was decoded or held back, cleared like what it was copied from.
     pub(crate) fn copied(bytes: &[u8]) -> Self {
+        Self::taken(bytes.to_vec())
+    }
+
+    /// Content that was put together, cleared like any other.
+    pub(crate) fn taken(bytes: Vec<u8>) -> Self {
         if bytes.is_empty() {
             return Self(Inner::Own(Bytes::new()));
         }
-        let block = bytes.to_vec();
         // `relayed` will clear it by its address. The allocator of this crate exposes what it hands out; under another
         // one, in tests, this does.
-        let _ = block.as_ptr().expose_provenance();
-        // SAFETY: a new block of its own from the global allocator, and the only view of it.
-        unsafe { Self::relayed(Bytes::from(block)) }
+        let _ = bytes.as_ptr().expose_provenance();
+        // SAFETY: a block of its own from the global allocator, and the only view of it.
+        unsafe { Self::relayed(Bytes::from(bytes)) }
     }
 
     /// The bytes not yet written, for the meter to look at.

@@ -14,6 +14,7 @@ use super::fields::Act;
 use super::fields::Ensured;
 use super::fields::NAME_BYTES_MAX;
 use super::fields::Node;
+use super::fields::folds_to;
 use super::rules::Rule;
 use super::rules::RuleSet;
 use crate::hygiene::Chunk;
@@ -99,7 +100,7 @@ pub(super) struct Json {
     capture: bool,
     unicode: u32,
     unicode_digits: u8,
-    /// The first half of a surrogate pair, or 0.
+    /// The first half of a surrogate pair, or 0; the other one comes next.
     high: u32,
 
     edits: Vec<Edit>,
@@ -128,6 +129,8 @@ struct Frame {
     seen: u8,
     /// Whether it has members.
     members: bool,
+    /// One of `node.ensured` is there twice, or in another spelling: parsers differ over which one counts.
+    doubled: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -188,9 +191,19 @@ struct Options {
 }
 
 enum Edit {
-    Blank { start: usize, end: usize },
-    Remove { start: usize, end: usize },
-    Insert { at: usize, text: String },
+    Blank {
+        start: usize,
+        end: usize,
+    },
+    Remove {
+        start: usize,
+        end: usize,
+    },
+    /// Text of ours and of the client's, in a block of its own.
+    Insert {
+        at: usize,
+        text: Vec<u8>,
+    },
 }
 
 impl Json {
@@ -242,6 +255,11 @@ impl Json {
 
     pub(super) fn model(&self) -> Option<&[u8]> {
         (self.model_len > 0).then(|| &self.model[..self.model_len])
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// What waits, in bytes.
@@ -300,9 +318,7 @@ impl Json {
                 }
                 Edit::Insert { at, text } => {
                     pass(&mut chunk, &mut base, at, out);
-                    if !text.is_empty() {
-                        out.push(Chunk::own(text));
-                    }
+                    out.push(Chunk::taken(text));
                 }
             }
         }
@@ -411,8 +427,11 @@ impl Json {
         if run.iter().fold(false, |bad, byte| bad | (*byte < b' ')) || !self.utf8.check(run, stop.is_some()) {
             return Err(Denied::Unreadable);
         }
-        if self.capture && !run.is_empty() {
-            self.flush_high();
+        if self.high != 0 && (!run.is_empty() || stop.is_some_and(|stop| rest[stop] == b'"')) {
+            // Half a pair is no character, and parsers differ over what to make of it.
+            return Err(Denied::Unreadable);
+        }
+        if self.capture {
             self.push_text(run);
         }
         let Some(stop) = stop else { return Ok(bytes.len()) };
@@ -420,7 +439,6 @@ impl Json {
         if bytes[stop] == b'\\' {
             self.state = State::Escape;
         } else {
-            self.flush_high();
             if self.in_key { self.end_key() } else { self.end_text(bytes, stop + 1)? }
         }
         Ok(stop + 1)
@@ -443,8 +461,10 @@ impl Json {
             _ => return Err(Denied::Unreadable),
         };
         self.state = State::Text;
+        if self.high != 0 {
+            return Err(Denied::Unreadable);
+        }
         if self.capture {
-            self.flush_high();
             self.push_text(&[letter]);
         }
         Ok(())
@@ -458,35 +478,20 @@ impl Json {
             return Ok(());
         }
         self.state = State::Text;
-        if !self.capture {
-            return Ok(());
-        }
         let unit = self.unicode;
-        match (self.high, unit) {
-            (high @ 1.., 0xDC00..=0xDFFF) => {
-                self.high = 0;
-                self.push_char(0x10000 + ((high - 0xD800) << 10) + (unit - 0xDC00));
-            }
-            (_, 0xD800..=0xDBFF) => {
-                self.flush_high();
-                self.high = unit;
-            }
-            _ => {
-                self.flush_high();
-                self.push_char(unit);
-            }
+        match (std::mem::take(&mut self.high), unit) {
+            (high @ 1.., 0xDC00..=0xDFFF) => self.push_char(0x10000 + ((high - 0xD800) << 10) + (unit - 0xDC00)),
+            (0, 0xD800..=0xDBFF) => self.high = unit,
+            (1.., _) | (_, 0xDC00..=0xDFFF) => return Err(Denied::Unreadable),
+            _ => self.push_char(unit),
         }
         Ok(())
     }
 
-    /// Half a pair is no character.
-    fn flush_high(&mut self) {
-        if std::mem::take(&mut self.high) != 0 {
-            self.push_char(0xFFFD);
-        }
-    }
-
     fn push_char(&mut self, code: u32) {
+        if !self.capture {
+            return;
+        }
         let letter = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
         self.push_text(letter.encode_utf8(&mut [0; 4]).as_bytes());
     }
@@ -571,19 +576,20 @@ impl Json {
     fn end_key(&mut self) {
         self.state = State::Colon;
         self.node = None;
-        if self.capture && self.text_is_whole() {
-            let len = self.text_len;
-            let text = self.text;
-            let name = &text[..len];
-            if let Some(frame) = self.tracked() {
-                for (place, ensured) in frame.node.ensured.iter().enumerate() {
-                    if ensured.name.as_bytes() == name {
-                        frame.seen |= 1 << place;
-                    }
+        if self.capture
+            && self.text_is_whole()
+            && self.frames.len() == self.depth
+            && let Some(frame) = self.frames.last_mut()
+        {
+            let name = &self.text[..self.text_len];
+            for (place, ensured) in frame.node.ensured.iter().enumerate() {
+                if self.plan.rules.has(ensured.rule) && folds_to(name, ensured.name) {
+                    let seen = 1 << place;
+                    frame.doubled |= frame.seen & seen != 0 || ensured.name.as_bytes() != name;
+                    frame.seen |= seen;
                 }
-                let node = frame.node.member(name);
-                self.node = node;
             }
+            self.node = frame.node.member(name);
         }
         if self.depth == 2 && self.options.open {
             self.options.members = true;
@@ -620,8 +626,9 @@ impl Json {
             return;
         }
         let at = if self.held.is_empty() { self.hold.unwrap_or(0) } else { 0 };
-        let mut text = String::from(if self.kept { "," } else { "" });
-        text.push_str(&own_text(&mut self.taken));
+        let mut text = Vec::with_capacity(self.taken.len() + 1);
+        text.extend(self.kept.then_some(b','));
+        move_to(&mut self.taken, &mut text);
         self.kept = true;
         self.insert(at, text);
     }
@@ -629,7 +636,7 @@ impl Json {
     fn drop_member(&mut self) {
         let Some(from) = self.hold.take() else { return };
         if !self.held.is_empty() {
-            let spaces = " ".repeat(self.held.len());
+            let spaces = vec![b' '; self.held.len()];
             self.insert(0, spaces);
             wipe(&mut self.held);
             self.held.clear();
@@ -642,17 +649,17 @@ impl Json {
     /// The member that waits goes on as it is, with its comma if there is something in front of it.
     fn keep(&mut self) {
         let Some(from) = self.hold.take() else { return };
-        let mut text = String::new();
+        let mut text = Vec::with_capacity(self.held.len() + 1);
         match self.comma {
             Comma::Held if !self.kept => match self.held.first_mut() {
                 Some(comma) => *comma = b' ',
                 None => self.edits.push(Edit::Blank { start: from, end: from + 1 }),
             },
-            Comma::Owed if self.kept => text.push(','),
+            Comma::Owed if self.kept => text.push(b','),
             _ => {}
         }
         self.comma = Comma::None;
-        text.push_str(&own_text(&mut self.held));
+        move_to(&mut self.held, &mut text);
         self.insert(from, text);
         self.kept = true;
     }
@@ -666,12 +673,13 @@ impl Json {
             self.delta -= 1;
         } else {
             self.held.remove(0);
-            let gap = own_text(&mut self.held);
+            let mut gap = Vec::with_capacity(self.held.len());
+            move_to(&mut self.held, &mut gap);
             self.insert(0, gap);
         }
     }
 
-    fn insert(&mut self, at: usize, text: String) {
+    fn insert(&mut self, at: usize, text: Vec<u8>) {
         if !text.is_empty() {
             self.delta += text.len() as i64;
             self.edits.push(Edit::Insert { at, text });
@@ -822,7 +830,7 @@ impl Json {
 
     /// Puts `value` in front of a scalar, which becomes blank.
     fn force(&mut self, place: usize, value: &str) {
-        self.insert(place, value.to_owned());
+        self.insert(place, value.as_bytes().to_vec());
         self.blank = Some((place, self.depth));
     }
 
@@ -933,7 +941,7 @@ impl Json {
         if let Some(node) = self.node
             && self.frames.len() == self.depth
         {
-            self.frames.push(Frame { node, seen: 0, members: false });
+            self.frames.push(Frame { node, seen: 0, members: false, doubled: false });
         } else {
             self.node = None;
         }
@@ -954,11 +962,14 @@ impl Json {
             && let Some(frame) = self.frames.pop()
             && bytes[place] == b'}'
         {
+            if frame.doubled {
+                return Err(Denied::Unreadable);
+            }
             let mut members = frame.members;
             for (bit, ensured) in frame.node.ensured.iter().enumerate() {
                 if frame.seen & (1 << bit) == 0 && self.plan.rules.has(ensured.rule) {
                     let comma = if members { "," } else { "" };
-                    self.insert(place, format!("{comma}\"{}\":{}", ensured.name, ensured.value));
+                    self.insert(place, format!("{comma}\"{}\":{}", ensured.name, ensured.value).into_bytes());
                     members = true;
                 }
             }
@@ -972,50 +983,54 @@ impl Json {
         if self.plan.model_required && !self.plan.models.is_any() && !self.model_seen {
             return Err(Denied::Model);
         }
-        let mut tail = String::new();
+        let mut tail = Vec::with_capacity(self.slot + self.taken.len());
+        let (seen, doubled) = self.frames.first().map_or((0, false), |frame| (frame.seen, frame.doubled));
+        if doubled {
+            return Err(Denied::Unreadable);
+        }
         let mut comma = self.kept;
-        let mut separate = |tail: &mut String| {
+        let mut separate = |tail: &mut Vec<u8>| {
             if std::mem::replace(&mut comma, true) {
-                tail.push(',');
+                tail.push(b',');
             }
         };
         let ask = self.plan.usage && self.facts.stream && !self.options.given_up && !self.options.asked;
         if !self.taken.is_empty() {
             separate(&mut tail);
-            let text = own_text(&mut self.taken);
+            let text = &self.taken;
             match (ask, self.options.taken_value, self.options.include) {
-                (false, ..) => tail.push_str(&text),
+                (false, ..) => tail.extend_from_slice(text),
                 (true, b'{', Some((first, last))) => {
-                    tail.push_str(&text[..first]);
-                    tail.push_str("true");
-                    tail.push_str(&text[last..]);
+                    tail.extend_from_slice(&text[..first]);
+                    tail.extend_from_slice(b"true");
+                    tail.extend_from_slice(&text[last..]);
                 }
                 (true, b'{', None) => {
-                    tail.push_str(&text[..text.len() - 1]);
-                    tail.push_str(if self.options.members { "," } else { "" });
-                    tail.push_str(USAGE_INSIDE);
-                    tail.push('}');
+                    tail.extend_from_slice(&text[..text.len() - 1]);
+                    tail.extend(self.options.members.then_some(b','));
+                    tail.extend_from_slice(USAGE_INSIDE.as_bytes());
+                    tail.push(b'}');
                 }
-                (true, ..) => tail.push_str(USAGE_MEMBER),
+                (true, ..) => tail.extend_from_slice(USAGE_MEMBER.as_bytes()),
             }
             self.facts.usage_added = ask;
+            wipe(&mut self.taken);
         } else if ask {
             separate(&mut tail);
-            tail.push_str(USAGE_MEMBER);
+            tail.extend_from_slice(USAGE_MEMBER.as_bytes());
             self.facts.usage_added = true;
         }
-        let seen = self.frames.first().map_or(0, |frame| frame.seen);
         for (bit, ensured) in self.plan.root.ensured.iter().enumerate() {
             let wanted = self.plan.rules.has(ensured.rule) && (self.is_create || !self.plan.only_create);
             if wanted && seen & (1 << bit) == 0 {
                 separate(&mut tail);
-                tail.push_str(&format!("\"{}\":{}", ensured.name, ensured.value));
+                tail.extend_from_slice(format!("\"{}\":{}", ensured.name, ensured.value).as_bytes());
             }
         }
         // What is short of the announced length. More than was announced, by values forced over and over, is refused.
         let short = self.slot as i64 - self.delta - tail.len() as i64;
         let short = usize::try_from(short).map_err(|_| Denied::Unreadable)?;
-        tail.extend(std::iter::repeat_n(' ', short));
+        tail.resize(tail.len() + short, b' ');
         self.edits.push(Edit::Remove { start: place, end: place + 1 });
         self.edits.push(Edit::Insert { at: place + 1, text: tail });
         self.state = State::Tail;
@@ -1032,13 +1047,11 @@ impl Drop for Json {
     }
 }
 
-/// What was held, as text of ours; nothing stays behind.
-fn own_text(held: &mut Vec<u8>) -> String {
-    // It begins and ends at a quote, a comma or whitespace, and what is in between was checked.
-    let text = std::str::from_utf8(held).unwrap_or_default().to_owned();
+/// Moves what was held to what goes on; nothing stays behind.
+fn move_to(held: &mut Vec<u8>, out: &mut Vec<u8>) {
+    out.extend_from_slice(held);
     wipe(held);
     held.clear();
-    text
 }
 
 /// Checks UTF-8 across cuts (RFC 3629 section 4).
