@@ -5,7 +5,6 @@ pub(crate) mod app;
 pub(crate) mod cli;
 pub(crate) mod clock;
 pub(crate) mod config;
-#[expect(dead_code, reason = "taken into use by the meter and the retention policy")]
 pub(crate) mod decode;
 pub(crate) mod demo;
 pub(crate) mod drain;

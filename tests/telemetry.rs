@@ -86,7 +86,7 @@ fn moved(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<(
 async fn everything(edge: &Edge) {
     for alpn in [Alpn::H1, Alpn::H2] {
         let mut client = edge.connect(alpn).await;
-        assert!(exchange(&mut client, CHAT, "events=100;event_bytes=50").await.error.is_none());
+        assert!(exchange(&mut client, CHAT, "events=100;event_bytes=50;usage=1").await.error.is_none());
         assert_eq!(exchange(&mut client, "/v1/embeddings", "size=100").await.head.status, 200);
     }
 }

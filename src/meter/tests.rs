@@ -166,3 +166,118 @@ fn every_vector_gives_its_result_however_it_is_cut() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The meter's report as the twin would put it.
+fn reading(report: &Report, model: Option<&[u8]>) -> twin::Reading {
+    let figures = [report.input, report.cached, report.cache_write, report.output, report.reasoning];
+    twin::Reading {
+        usage: report.usage,
+        end: report.end,
+        figures: report.input.map(|_| figures.map(|figure| figure.expect("all or none"))),
+        side: [report.side_input, report.side_output],
+        seconds: report.seconds,
+        model: model.map(|model| String::from_utf8_lossy(model).into_owned()),
+    }
+}
+
+/// Holds the meter against its twin, and against itself cut elsewhere; whether the twin could say anything.
+fn compare(api: Api, framing: Framing, bytes: &[u8], dice: &mut Dice) -> bool {
+    let whole = metered(api, framing, bytes, &[]);
+    for _ in 0..3 {
+        let cuts = dice.cuts(bytes.len());
+        assert!(metered(api, framing, bytes, &cuts) == whole, "cut at {cuts:?}: {}", String::from_utf8_lossy(bytes));
+    }
+    let Some(expected) = twin::read(api, framing, bytes) else { return false };
+    let read = reading(&whole.0, whole.1.as_deref());
+    assert_eq!(read, expected, "{api:?} {framing:?}: {}", String::from_utf8_lossy(bytes));
+    true
+}
+
+#[test]
+fn the_twin_agrees_on_every_vector() {
+    let mut dice = Dice(1);
+    for vector in vectors() {
+        assert!(compare(vector.api, vector.framing, &vector.bytes, &mut dice), "{}", vector.name);
+    }
+}
+
+/// Bytes that are changed at random: flipped, left out, said twice, or with a trap put in.
+fn mutated(bytes: &[u8], dice: &mut Dice) -> Vec<u8> {
+    const TRAPS: &[&str] = &[
+        r#""usage":{"prompt_tokens":31337,"input_tokens":31337,"output_tokens":31337},"#,
+        r#""metadata":{"usage":{"input_tokens":7,"prompt_tokens":7}},"#,
+        r#""usage":null,"#,
+        r#""us\u0061ge":{"input_tokens":11,"prompt_tokens":12,"completion_tokens":13},"#,
+        r#""usageMetadata":{"promptTokenCount":5},"#,
+        r#""usage":{},"#,
+        r#""usage":[{"prompt_tokens":4}],"#,
+        r#""choices":[],"#,
+        r#""error":{"message":"no"},"#,
+        r#""type":"response.completed","#,
+        r#""input_tokens":17,"#,
+        r#""output_tokens":-1,"#,
+        r#""completion_tokens":1.5,"#,
+        r#""prompt_tokens":100000001,"#,
+        r#""model":"","#,
+        r#""model":"other","#,
+        r#""x":[[{"usage":{"a":"}]\\\""}}]],"#,
+        "\ndata: ",
+        "\r\n",
+        ": usage\n",
+        "event: error\n",
+        "data: [DONE]\n\n",
+        " ",
+    ];
+    let mut bytes = bytes.to_vec();
+    for _ in 0..=dice.roll(3) {
+        if bytes.is_empty() {
+            break;
+        }
+        let from = dice.roll(bytes.len());
+        let to = (from + 1 + dice.roll(40)).min(bytes.len());
+        match dice.roll(8) {
+            0 => bytes[from] ^= 1 << dice.roll(8),
+            1 => bytes[from] = b"0123456789\"{}[],:\\\n nulltrue-."[dice.roll(30)],
+            2 => _ = bytes.drain(from..to),
+            3 => {
+                let part = bytes[from..to].to_vec();
+                let at = dice.roll(bytes.len());
+                bytes.splice(at..at, part);
+            }
+            4 => bytes.truncate(from),
+            5 => {
+                // A whole line once more, or in another place.
+                let line = bytes[..from].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+                let end = bytes[from..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| from + at + 1);
+                let line = bytes[line..end].to_vec();
+                let places: Vec<usize> = (0..bytes.len()).filter(|at| *at == 0 || bytes[at - 1] == b'\n').collect();
+                let at = places[dice.roll(places.len())];
+                bytes.splice(at..at, line);
+            }
+            _ => {
+                // Right after an opening brace or a comma, where a key may stand.
+                let places: Vec<usize> =
+                    (1..bytes.len()).filter(|at| matches!(bytes[at - 1], b'{' | b',' | b'\n')).collect();
+                if !places.is_empty() {
+                    let at = places[dice.roll(places.len())];
+                    bytes.splice(at..at, TRAPS[dice.roll(TRAPS.len())].bytes());
+                }
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn the_twin_agrees_on_mutated_vectors() {
+    let vectors: Vec<Vector> = vectors().into_iter().filter(|vector| vector.bytes.len() < 10_000).collect();
+    let mut dice = Dice(0xfeed);
+    let mut said = 0;
+    const CASES: usize = 12_000;
+    for case in 0..CASES {
+        let vector = &vectors[case % vectors.len()];
+        let bytes = mutated(&vector.bytes, &mut dice);
+        said += usize::from(compare(vector.api, vector.framing, &bytes, &mut dice));
+    }
+    assert!(said > CASES / 3, "only {said} could be compared");
+}

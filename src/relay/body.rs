@@ -70,7 +70,7 @@ impl std::error::Error for BodyFault {}
 pub(crate) enum AnswerBody {
     Relayed(Relayed),
     /// The account is that of the exchange, closed when the text is out; `None` if it went elsewhere.
-    Fixed(Option<String>, #[expect(dead_code, reason = "held for its drop")] Option<Tally>),
+    Fixed(Option<String>, #[expect(dead_code, reason = "held for its drop")] Option<Box<Tally>>),
 }
 
 /// The upstream's body on loan to a client.
@@ -357,7 +357,7 @@ impl Drop for Stream {
 impl AnswerBody {
     /// A text of ours.
     pub(crate) fn fixed(text: String, tally: Tally) -> Self {
-        Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(tally))
+        Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(Box::new(tally)))
     }
 
     /// Whether the request body needs no more watching.

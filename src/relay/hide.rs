@@ -889,11 +889,10 @@ mod tests {
                 }
                 let json = match random(12) {
                     0 => "[DONE]".to_owned(),
-                    1 => format!("{{{}", members.join(",")),
+                    // serde_json does not take what is cut off, so it must not have its null taken out.
+                    1 => format!("{{{}", members.join(",")).replace("null", "0"),
                     _ => format!("{{{}}}", members.join(",")),
                 };
-                // serde_json does not take what is cut off; neither must have its null taken out.
-                let json = if json.ends_with('}') || json == "[DONE]" { json } else { json.replace("null", "0") };
                 let space = ["", " "][random(2)];
                 stream.extend_from_slice(format!("data:{space}{json}{ending}").as_bytes());
                 // Only the last one may lack its blank line: two documents in one event are none, which is known only

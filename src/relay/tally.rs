@@ -344,12 +344,11 @@ impl Tally {
         }
     }
 
-    /// The time between two output tokens of a stream. None is told of a stream that came at once.
+    /// The time between two output tokens of a stream.
     fn per_token(&self, tokens: u64) -> Option<Duration> {
         let (first, last) = self.output.filter(|_| self.streaming)?;
-        let between = last.saturating_duration_since(first);
         let gaps = u32::try_from(tokens).ok()?.checked_sub(1).filter(|gaps| *gaps > 0)?;
-        Some(between / gaps).filter(|_| !between.is_zero())
+        Some(last.saturating_duration_since(first) / gaps)
     }
 
     fn count(&self, account: &Account) {
@@ -397,5 +396,137 @@ impl Drop for Tally {
             self.handles.traffic(self.upstream).stall_seconds.observe(self.longest_silence);
         }
         self.count(&account);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Provider;
+    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::metrics::Names;
+
+    const UPSTREAM: UpstreamId = UpstreamId(0);
+
+    fn metrics() -> (Metrics, Arc<Handles>) {
+        let metrics = Metrics::new(None);
+        let names = Names::new(["main"], [], [("openai", Provider::Openai)]).unwrap();
+        let handles = Arc::new(metrics.bind(&names));
+        (metrics, handles)
+    }
+
+    fn tally(handles: &Arc<Handles>) -> Tally {
+        let mut tally = Tally::open(handles.clone(), Instant::now());
+        tally.routed(UPSTREAM, Operation::Realtime, Mode::Byok);
+        tally
+    }
+
+    fn value(metrics: &Metrics, series: &[&str]) -> u64 {
+        let page = metrics.render();
+        let lines = page.lines().filter(|line| !line.starts_with('#') && series.iter().all(|part| line.contains(part)));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap() as u64).sum()
+    }
+
+    #[test]
+    fn the_figures_of_a_websocket_are_counted_once() {
+        let (metrics, handles) = metrics();
+        let report = Report {
+            usage: Usage::Final,
+            input: Some(280),
+            cached: Some(64),
+            output: Some(72),
+            side_input: 20,
+            ..Report::absent()
+        };
+        let mut end = tally(&handles);
+        end.answered(101, Source::Upstream, true);
+        end.metered(&report, Some(b"gpt-realtime-2"));
+        end.settle(Outcome::Ok);
+        drop(end);
+        for (kind, tokens) in [("uncached", 216), ("cache_read", 64), ("response", 72), ("reasoning", 0)] {
+            let series = ["nullhop_tokens_total", "model=\"gpt-realtime\"", &format!("kind=\"{kind}\"")];
+            assert_eq!(value(&metrics, &series), tokens, "{kind}");
+        }
+        assert_eq!(value(&metrics, &["nullhop_tokens_total"]), 352, "no side tokens");
+        assert_eq!(value(&metrics, &["nullhop_request_tokens_count"]), 2);
+        assert_eq!(value(&metrics, &["nullhop_requests_total", "outcome=\"ok\""]), 1);
+
+        // A socket over which nothing was asked is no leak.
+        let mut idle = tally(&handles);
+        idle.answered(101, Source::Upstream, true);
+        idle.metered(&Report::absent(), None);
+        let account = idle.settle_usage();
+        assert_eq!((account.source, account.missing), (UsageSource::None, None));
+        drop(idle);
+        assert_eq!(value(&metrics, &["nullhop_usage_missing_total"]), 0);
+    }
+
+    #[test]
+    fn an_account_says_where_its_figures_come_from() {
+        let (_metrics, handles) = metrics();
+        let of = |usage: Usage, outcome: Option<Outcome>| {
+            let mut tally = tally(&handles);
+            tally.requested(b"gpt-4o-2024-08-06");
+            tally.metered(&Report { usage, input: Some(5), output: Some(3), ..Report::absent() }, None);
+            if let Some(outcome) = outcome {
+                tally.settle(outcome);
+                tally.settle(Outcome::Internal);
+            }
+            tally.settle_usage()
+        };
+        let account = of(Usage::Final, Some(Outcome::Ok));
+        assert_eq!((account.source, account.outcome), (UsageSource::Provider, Outcome::Ok));
+        assert_eq!(account.model, handles.models().find(b"gpt-4o"), "what the request said");
+        assert_eq!((account.tokens.input(), account.tokens.output()), (5, 3));
+        let account = of(Usage::Provisional, Some(Outcome::UpstreamCut));
+        assert_eq!(
+            (account.source, account.outcome),
+            (UsageSource::Partial, Outcome::UpstreamCut),
+            "the first one stays"
+        );
+        let account = of(Usage::Absent, None);
+        assert_eq!((account.source, account.outcome), (UsageSource::None, Outcome::ClientAbort));
+        assert_eq!(account.tokens, Tokens::default());
+    }
+
+    #[test]
+    fn a_panic_is_one_account_with_what_was_counted() {
+        let (metrics, handles) = metrics();
+        let mut tally = tally(&handles);
+        tally.metered(&Report { usage: Usage::Final, input: Some(5), ..Report::absent() }, None);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _tally = tally;
+            std::panic::resume_unwind(Box::new(()));
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(value(&metrics, &["nullhop_requests_total", "outcome=\"internal\""]), 1);
+        assert_eq!(value(&metrics, &["nullhop_requests_total"]), 1);
+        assert_eq!(value(&metrics, &["nullhop_tokens_total"]), 5);
+        assert_eq!(value(&metrics, &["nullhop_requests_in_flight"]), 0);
+    }
+
+    #[test]
+    fn times_are_those_of_what_the_client_got() {
+        let (metrics, handles) = metrics();
+        let started = Instant::now();
+        let at = |ms: u64| started + Duration::from_millis(ms);
+        let mut tally = Tally::open(handles.clone(), started);
+        tally.routed(UPSTREAM, Operation::ChatCompletions, Mode::Byok);
+        tally.answered(200, Source::Upstream, true);
+        tally.passed(b"", at(50));
+        tally.passed(b"x", at(100));
+        tally.output = Some((at(200), at(1200)));
+        tally.client_left(at(1300));
+        tally.passed(b"more", at(5000));
+        tally.ended(Outcome::Ok);
+        tally.metered(&Report { usage: Usage::Final, output: Some(11), ..Report::absent() }, None);
+        let account = tally.settle_usage();
+        assert_eq!(account.outcome, Outcome::ClientAbort);
+        assert_eq!(account.duration, Duration::from_millis(1300));
+        assert_eq!(account.first_byte, Some(Duration::from_millis(100)));
+        assert_eq!(account.first_token, Some(Duration::from_millis(200)));
+        assert_eq!(account.per_token, Some(Duration::from_millis(100)));
+        drop(tally);
+        assert_eq!(value(&metrics, &["nullhop_body_bytes_total", "response"]), 1, "what the client got");
     }
 }

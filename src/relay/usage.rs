@@ -263,7 +263,6 @@ impl Relayed {
 
 /// How one exchange ended and what it cost: numbers and labels. Made once, when the exchange is over.
 #[derive(Clone, Copy, PartialEq, Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "some of it waits for limits and the journal of calls"))]
 pub(crate) struct Account {
     pub(crate) upstream: Option<UpstreamId>,
     pub(crate) operation: Operation,
