@@ -59,7 +59,7 @@ impl Chunk {
         Self(Inner::Own(text.into()))
     }
 
-    /// A copy, in a block of its own, that is cleared like what it was copied from.
+    /// A copy of content, for what was decoded or held back, cleared like what it was copied from.
     pub(crate) fn copied(bytes: &[u8]) -> Self {
         Self::taken(bytes.to_vec())
     }

@@ -494,7 +494,8 @@ impl Node {
 /// than three bytes.
 pub(super) const NAME_BYTES_MAX: usize = 26 * 3;
 
-fn folds_to(name: &[u8], member: &str) -> bool {
+/// Whether `name` is a spelling of `member` to some parser.
+pub(super) fn folds_to(name: &[u8], member: &str) -> bool {
     let mut rest = name;
     for expected in member.bytes() {
         let (letter, taken) = match rest {

@@ -14,6 +14,7 @@ use super::fields::Act;
 use super::fields::Ensured;
 use super::fields::NAME_BYTES_MAX;
 use super::fields::Node;
+use super::fields::folds_to;
 use super::rules::Rule;
 use super::rules::RuleSet;
 use crate::hygiene::Chunk;
@@ -99,7 +100,7 @@ pub(super) struct Json {
     capture: bool,
     unicode: u32,
     unicode_digits: u8,
-    /// The first half of a surrogate pair, or 0.
+    /// The first half of a surrogate pair, or 0; the other one comes next.
     high: u32,
 
     edits: Vec<Edit>,
@@ -128,6 +129,8 @@ struct Frame {
     seen: u8,
     /// Whether it has members.
     members: bool,
+    /// One of `node.ensured` is there twice, or in another spelling: parsers differ over which one counts.
+    doubled: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -424,8 +427,11 @@ impl Json {
         if run.iter().fold(false, |bad, byte| bad | (*byte < b' ')) || !self.utf8.check(run, stop.is_some()) {
             return Err(Denied::Unreadable);
         }
-        if self.capture && !run.is_empty() {
-            self.flush_high();
+        if self.high != 0 && (!run.is_empty() || stop.is_some_and(|stop| rest[stop] == b'"')) {
+            // Half a pair is no character, and parsers differ over what to make of it.
+            return Err(Denied::Unreadable);
+        }
+        if self.capture {
             self.push_text(run);
         }
         let Some(stop) = stop else { return Ok(bytes.len()) };
@@ -433,7 +439,6 @@ impl Json {
         if bytes[stop] == b'\\' {
             self.state = State::Escape;
         } else {
-            self.flush_high();
             if self.in_key { self.end_key() } else { self.end_text(bytes, stop + 1)? }
         }
         Ok(stop + 1)
@@ -456,8 +461,10 @@ impl Json {
             _ => return Err(Denied::Unreadable),
         };
         self.state = State::Text;
+        if self.high != 0 {
+            return Err(Denied::Unreadable);
+        }
         if self.capture {
-            self.flush_high();
             self.push_text(&[letter]);
         }
         Ok(())
@@ -471,35 +478,20 @@ impl Json {
             return Ok(());
         }
         self.state = State::Text;
-        if !self.capture {
-            return Ok(());
-        }
         let unit = self.unicode;
-        match (self.high, unit) {
-            (high @ 1.., 0xDC00..=0xDFFF) => {
-                self.high = 0;
-                self.push_char(0x10000 + ((high - 0xD800) << 10) + (unit - 0xDC00));
-            }
-            (_, 0xD800..=0xDBFF) => {
-                self.flush_high();
-                self.high = unit;
-            }
-            _ => {
-                self.flush_high();
-                self.push_char(unit);
-            }
+        match (std::mem::take(&mut self.high), unit) {
+            (high @ 1.., 0xDC00..=0xDFFF) => self.push_char(0x10000 + ((high - 0xD800) << 10) + (unit - 0xDC00)),
+            (0, 0xD800..=0xDBFF) => self.high = unit,
+            (1.., _) | (_, 0xDC00..=0xDFFF) => return Err(Denied::Unreadable),
+            _ => self.push_char(unit),
         }
         Ok(())
     }
 
-    /// Half a pair is no character.
-    fn flush_high(&mut self) {
-        if std::mem::take(&mut self.high) != 0 {
-            self.push_char(0xFFFD);
-        }
-    }
-
     fn push_char(&mut self, code: u32) {
+        if !self.capture {
+            return;
+        }
         let letter = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
         self.push_text(letter.encode_utf8(&mut [0; 4]).as_bytes());
     }
@@ -584,19 +576,20 @@ impl Json {
     fn end_key(&mut self) {
         self.state = State::Colon;
         self.node = None;
-        if self.capture && self.text_is_whole() {
-            let len = self.text_len;
-            let text = self.text;
-            let name = &text[..len];
-            if let Some(frame) = self.tracked() {
-                for (place, ensured) in frame.node.ensured.iter().enumerate() {
-                    if ensured.name.as_bytes() == name {
-                        frame.seen |= 1 << place;
-                    }
+        if self.capture
+            && self.text_is_whole()
+            && self.frames.len() == self.depth
+            && let Some(frame) = self.frames.last_mut()
+        {
+            let name = &self.text[..self.text_len];
+            for (place, ensured) in frame.node.ensured.iter().enumerate() {
+                if self.plan.rules.has(ensured.rule) && folds_to(name, ensured.name) {
+                    let seen = 1 << place;
+                    frame.doubled |= frame.seen & seen != 0 || ensured.name.as_bytes() != name;
+                    frame.seen |= seen;
                 }
-                let node = frame.node.member(name);
-                self.node = node;
             }
+            self.node = frame.node.member(name);
         }
         if self.depth == 2 && self.options.open {
             self.options.members = true;
@@ -948,7 +941,7 @@ impl Json {
         if let Some(node) = self.node
             && self.frames.len() == self.depth
         {
-            self.frames.push(Frame { node, seen: 0, members: false });
+            self.frames.push(Frame { node, seen: 0, members: false, doubled: false });
         } else {
             self.node = None;
         }
@@ -969,6 +962,9 @@ impl Json {
             && let Some(frame) = self.frames.pop()
             && bytes[place] == b'}'
         {
+            if frame.doubled {
+                return Err(Denied::Unreadable);
+            }
             let mut members = frame.members;
             for (bit, ensured) in frame.node.ensured.iter().enumerate() {
                 if frame.seen & (1 << bit) == 0 && self.plan.rules.has(ensured.rule) {
@@ -988,6 +984,10 @@ impl Json {
             return Err(Denied::Model);
         }
         let mut tail = Vec::with_capacity(self.slot + self.taken.len());
+        let (seen, doubled) = self.frames.first().map_or((0, false), |frame| (frame.seen, frame.doubled));
+        if doubled {
+            return Err(Denied::Unreadable);
+        }
         let mut comma = self.kept;
         let mut separate = |tail: &mut Vec<u8>| {
             if std::mem::replace(&mut comma, true) {
@@ -1020,7 +1020,6 @@ impl Json {
             tail.extend_from_slice(USAGE_MEMBER.as_bytes());
             self.facts.usage_added = true;
         }
-        let seen = self.frames.first().map_or(0, |frame| frame.seen);
         for (bit, ensured) in self.plan.root.ensured.iter().enumerate() {
             let wanted = self.plan.rules.has(ensured.rule) && (self.is_create || !self.plan.only_create);
             if wanted && seen & (1 << bit) == 0 {

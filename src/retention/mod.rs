@@ -96,6 +96,8 @@ pub(crate) struct Editor {
     walker: Walker,
     /// Whether anything came.
     begun: bool,
+    /// Whether nothing at all is a body, too.
+    may_be_empty: bool,
 }
 
 enum Walker {
@@ -164,7 +166,8 @@ impl Policy {
             headers.remove(header::CONTENT_ENCODING);
             headers.remove(header::CONTENT_LENGTH);
         }
-        Ok(Some(Editor { decoder, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false }))
+        let may_be_empty = std::ptr::eq(body.root, &fields::MODEL_ONLY) && !body.model_required;
+        Ok(Some(Editor { decoder, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false, may_be_empty }))
     }
 
     /// Looks at the head of a WebSocket's request, whose messages come later.
@@ -189,7 +192,7 @@ impl Policy {
         let mut plan = self.plan(root, false, false, vendor, true)?;
         plan.only_create = only_create;
         let walker = Walker::Json(Box::new(Json::new(plan)));
-        Some(Editor { decoder: None, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false })
+        Some(Editor { decoder: None, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false, may_be_empty: true })
     }
 
     fn read_target(&self, path: &Path, vendor: Vendor, method: &Method, query: Option<&str>) -> Result<(), Denied> {
@@ -376,8 +379,7 @@ impl Editor {
             });
             walked.and(decoded.map_err(denied))?;
         }
-        // Nothing at all asks for nothing.
-        if self.begun { self.walker.finish(out) } else { Ok(()) }
+        if self.begun || !self.may_be_empty { self.walker.finish(out) } else { Ok(()) }
     }
 
     /// What the body said so far.

@@ -9,6 +9,7 @@
 mod asked;
 mod frames;
 mod judged;
+mod objects;
 mod refusal;
 mod tunnel;
 
@@ -38,11 +39,17 @@ use super::head;
 use crate::admission::Refusal;
 use crate::drain::DrainWatcher;
 use crate::hygiene::WipedIncoming;
+use crate::meter::Api;
+use crate::meter::Framing;
 use crate::meter::Meter;
+use crate::provider::Provider;
+use crate::retention::Editor;
+use crate::retention::Policy;
 use crate::socket::SocketWatch;
 use crate::stand_in::Pad;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Source;
+use crate::telemetry::models::model_in_path;
 use crate::upstream::RequestHead;
 use crate::upstream::SendFault;
 use crate::upstream::Upload;
@@ -50,6 +57,8 @@ use crate::upstream::Upload;
 #[cfg(fuzzing)]
 pub(crate) use frames::walked;
 use judged::Desk;
+use judged::Edit;
+use objects::Objects;
 use refusal::Events;
 use tunnel::Tunnel;
 
@@ -75,10 +84,43 @@ struct Watched {
 }
 
 impl Watched {
+    /// To be called while the way has its path.
     fn of(way: &Way) -> Self {
-        let provider = way.upstream_config().provider;
-        Self { meter: None, desk: None, events: Events::of(provider, way.operation) }
+        let upstream = way.upstream_config();
+        let path = way.path.split('?').next().unwrap_or_default();
+        // All of an upstream's endpoints are one vendor's.
+        let host = upstream.endpoints.first().map(|endpoint| endpoint.host.clone()).unwrap_or_default();
+        let meter = Api::of(upstream.provider, path).map(|api| Meter::new(api, Framing::Messages));
+        let messages = Messages { policy: policy_of(way), provider: upstream.provider, host, path: path.to_owned() };
+        // Where messages need no reading they pass as they are.
+        let desk = messages.editor().map(|_| Box::new(messages) as Box<dyn Desk>);
+        Self { meter, desk, events: Events::of(upstream.provider, way.operation) }
     }
+}
+
+/// Gives each message of a socket an editor by the policy.
+struct Messages {
+    policy: Policy,
+    provider: Provider,
+    host: String,
+    path: String,
+}
+
+impl Messages {
+    fn editor(&self) -> Option<Editor> {
+        self.policy.read_message(self.provider, &self.host, &self.path)
+    }
+}
+
+impl Desk for Messages {
+    fn open(&mut self) -> Option<Box<dyn Edit>> {
+        self.editor().map(|editor| Box::new(Objects::new(editor)) as Box<dyn Edit>)
+    }
+}
+
+/// What is in force for a socket of this way.
+fn policy_of(_way: &Way) -> Policy {
+    Policy::default()
 }
 
 /// Says how the client's h2 stream ends: hyper ends the stream in order when its upgraded half is
@@ -151,6 +193,10 @@ pub(crate) async fn upgrade(
         _ => new_key(),
     };
     headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+    let watched = Watched::of(&way);
+    if let Some(model) = model_in_path(&way.path) {
+        way.tally.requested(model.as_bytes());
+    }
     let head = RequestHead { method: Method::GET, path: std::mem::take(&mut way.path), headers };
     let head_timeout = way.upstream_config().head_timeout;
     let sent = Instant::now();
@@ -198,7 +244,6 @@ pub(crate) async fn upgrade(
     };
     way.tally.answered(101, Source::Upstream, true);
     let silence_max = way.upstream_config().silence_timeout;
-    let watched = Watched::of(&way);
     let tally = way.tally;
     tokio::task::spawn_local(async move {
         let Ok(client) = client_side.await else { return };

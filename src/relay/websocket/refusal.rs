@@ -63,7 +63,9 @@ pub(super) fn close(why: Stop) -> Vec<u8> {
 /// Of at most 123 bytes, so that it fits a close frame, and without a character that JSON escapes.
 fn message(denied: Denied) -> String {
     match denied {
-        Denied::Rule(rule) => format!("Not sent on: the retention rule {} does not allow it.", rule.as_str()),
+        Denied::Rule(rule) => {
+            format!("The retention policy does not allow {} ({}).", rule.says(), rule.as_str())
+        }
         Denied::Model => "Not sent on: this model is not on the list.".to_owned(),
         Denied::Unreadable => "Not sent on: the message is not JSON that can be read.".to_owned(),
         Denied::Encoding => "Not sent on: the message's encoding is not known.".to_owned(),
@@ -86,18 +88,14 @@ mod tests {
     use super::*;
     use crate::retention::Rule;
 
-    const ALL: [Denied; 6] = [
-        Denied::Rule(Rule::Store),
-        Denied::Model,
-        Denied::Unreadable,
-        Denied::Encoding,
-        Denied::TooLarge,
-        Denied::Thread,
-    ];
+    fn all() -> impl Iterator<Item = Denied> {
+        let others = [Denied::Model, Denied::Unreadable, Denied::Encoding, Denied::TooLarge, Denied::Thread];
+        Rule::ALL.iter().map(|rule| Denied::Rule(*rule)).chain(others)
+    }
 
     #[test]
     fn events_are_json_and_closes_fit() {
-        for denied in ALL {
+        for denied in all() {
             for events in [Events::Responses, Events::Realtime] {
                 let frame = events.error(Stop::Denied(denied)).expect("an event");
                 let start = frame.iter().position(|byte| *byte == b'{').expect("JSON");
@@ -120,7 +118,7 @@ mod tests {
         let text = String::from_utf8(frame[4..].to_vec()).expect("text");
         assert_eq!(
             text,
-            r#"{"type":"error","status":403,"error":{"type":"invalid_request_error","code":"policy_refused","message":"Not sent on: the retention rule store does not allow it.","param":null}}"#
+            r#"{"type":"error","status":403,"error":{"type":"invalid_request_error","code":"policy_refused","message":"The retention policy does not allow storing the answer at the provider (store).","param":null}}"#
         );
     }
 }

@@ -381,6 +381,10 @@ impl Tunnel {
                 if outcome == Outcome::UpstreamCut { FailureReason::Reset } else { FailureReason::IdleTimeout };
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
+        if let Some(mut meter) = self.down.meter.take() {
+            let report = meter.finish();
+            self.tally.metered(&report, meter.model());
+        }
         self.tally.websocket_bytes(self.up.bytes, self.down.bytes);
         self.tally.settle(outcome);
     }
