@@ -1062,6 +1062,26 @@ fn websocket_messages(client: Alpn) {
                     all = masked_too(all, seed);
                 }
             }
+            // Messages that a policy reads, and one that it refuses when much of it has passed already.
+            for size in [8, 300, 5000, 20_000, 70_000] {
+                let seed = fresh();
+                let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                socket.send(Frame::new(Opcode::Text, format!("{{\"type\":\"note\",\"text\":\"{text}\"}}"))).await;
+                let back = String::from_utf8(socket.next().await.payload.to_vec()).expect("words");
+                assert!(back.contains(&text), "{} {size}", rig.name);
+                let step = format!("websocket, JSON of {size}, open");
+                rig.gone_all(&step, &masked_too(Search::default(), seed));
+                all = masked_too(all, seed);
+            }
+            for size in [8, 70_000] {
+                let seed = fresh();
+                let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                let mut socket = Socket::open(rig, "ws=echo").await;
+                let refused = format!("{{\"session\":{{\"text\":\"{text}\",\"tracing\":\"auto\"}}}}");
+                socket.send(Frame::new(Opcode::Text, refused)).await;
+                assert!(String::from_utf8_lossy(&socket.next().await.payload).contains("policy_refused"));
+                rig.gone_all(&format!("websocket, refused JSON of {size}"), &masked_too(Search::default(), seed));
+            }
             // In fragments.
             let seed = fresh();
             for place in 0..10 {
