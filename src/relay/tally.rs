@@ -246,6 +246,11 @@ impl Tally {
         } else {
             Outcome::ClientAbort
         });
+        if let Some((upload, _)) = &self.billed
+            && let Some(Some(model)) = upload.with_model(|name| name.map(|name| self.handles.models().find(name)))
+        {
+            self.model = model;
+        }
         let figures = self.figures(&mut outcome);
         let mut account = Account {
             upstream: self.upstream,
@@ -339,7 +344,7 @@ impl Tally {
         Relayed {
             request_bytes: upload.map_or(0, |upload| upload.bytes()),
             response_bytes: self.response_bytes_all,
-            output_tokens_max: upload.and_then(|upload| upload.facts().output_tokens_max),
+            output_tokens_max: upload.and_then(|upload| upload.facts()?.output_tokens_max),
             operation: self.operation,
         }
     }

@@ -152,19 +152,11 @@ impl Report {
 
 /// How the bytes of an answer are cut into documents, by its own word. `None`: it is none that holds figures.
 fn framing(call: Call, headers: &HeaderMap) -> Option<Framing> {
+    // Who says nothing sends JSON; the meter gives up where that is not so.
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Some(Framing::Json) };
-    let kind = value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-    let is = |wanted: &str| kind.eq_ignore_ascii_case(wanted.as_bytes());
-    if is("text/event-stream") {
-        Some(Framing::Sse)
-    } else if is("application/vnd.amazon.eventstream") {
-        Some(Framing::EventStream)
-    } else if is("application/x-ndjson") || is("application/jsonl") || is("application/json-lines") {
-        Some(Framing::Lines)
-    } else if is("application/json") {
-        Some(if call.array && call.api == Api::Gemini { Framing::Array } else { Framing::Json })
-    } else {
-        None
+    match Framing::of(value.as_bytes(), false) {
+        Some(Framing::Json) if call.array && call.api == Api::Gemini => Some(Framing::Array),
+        framing => framing,
     }
 }
 

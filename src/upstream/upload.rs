@@ -113,9 +113,14 @@ impl Upload {
         self.touched.get()
     }
 
-    /// What the body said of the call so far.
-    pub(crate) fn facts(&self) -> Facts {
-        Facts::default()
+    /// What the body said of the call so far, if it is read on its way.
+    pub(crate) fn facts(&self) -> Option<Facts> {
+        None
+    }
+
+    /// Shows the model that the body names so far, if it is read. Content: to be looked at, not to be kept.
+    pub(crate) fn with_model<T>(&self, _look: impl FnOnce(Option<&[u8]>) -> T) -> Option<T> {
+        None
     }
 
     /// Whether all of it has passed.
