@@ -15,8 +15,10 @@ use super::child::Child;
 use super::child::MEMFD;
 use super::report::Line;
 use super::report::State;
+use crate::config::Config;
 use crate::hygiene::measure;
 use crate::hygiene::measure::Measure;
+use crate::retention::Rule;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ProcessGuard;
 
