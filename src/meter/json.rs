@@ -590,21 +590,20 @@ impl Walker {
                     None => tell!(state, Step::More),
                 },
                 State::SkipText => {
-                    let end = scan::string_end(bytes, at);
-                    match bytes.get(end) {
-                        Some(b'"') => {
-                            at = end + 1;
-                            state = if self.skip == 0 { State::After } else { State::Skip };
-                        }
-                        Some(_) => {
-                            at = end + 1;
-                            state = State::SkipEscape;
-                        }
+                    let mut end = scan::string_end(bytes, at);
+                    while bytes.get(end) == Some(&b'\\') && end + 1 < bytes.len() {
+                        end = scan::string_end(bytes, end + 2);
+                    }
+                    at = end + 1;
+                    state = match bytes.get(end) {
+                        Some(b'"') if self.skip == 0 => State::After,
+                        Some(b'"') => State::Skip,
+                        Some(_) => State::SkipEscape,
                         None => {
                             at = bytes.len();
-                            tell!(state, Step::More);
+                            tell!(state, Step::More)
                         }
-                    }
+                    };
                 }
                 State::SkipEscape => {
                     if at >= bytes.len() {
