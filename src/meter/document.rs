@@ -187,7 +187,7 @@ impl Reader {
                 Step::More => return Progress::More,
                 Step::Done => return Progress::Done,
                 Step::Broken => return Progress::Broken,
-                Step::Leave { .. } => (table.item)(&mut self.document),
+                Step::Leave => (table.item)(&mut self.document),
                 Step::Null { place } => _ = self.begin(place),
                 Step::Enter { place, array } => match self.begin(place) {
                     What::Object(slot) if !array => self.document.note(slot),

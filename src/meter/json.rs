@@ -260,9 +260,7 @@ pub(crate) enum Step<'s> {
         array: bool,
     },
     /// An array's element, itself an object or array that paths lead into, has ended.
-    Leave {
-        place: Place,
-    },
+    Leave,
     /// Part of a string, unescaped. Parts may be empty. `first` and `last` say whether it begins or ends here.
     Text {
         place: Place,
@@ -575,13 +573,12 @@ impl Walker {
                             continue;
                         }
                         at += 1;
-                        let place = self.innermost();
                         self.depth -= 1;
                         if self.depth == 0 {
                             tell!(State::Done, Step::Done);
                         }
                         if self.in_array() {
-                            tell!(State::After, Step::Leave { place });
+                            tell!(State::After, Step::Leave);
                         }
                         // Still after a value: of the object or array around.
                     }
@@ -945,7 +942,7 @@ mod tests {
                 match walker.next(&PATHS, &mut rest) {
                     Step::More => break,
                     Step::Enter { place, array } => lines.push(format!("{place} {}", if array { "[" } else { "{" })),
-                    Step::Leave { place } => lines.push(format!("{place} leave")),
+                    Step::Leave => lines.push("leave".to_owned()),
                     Step::Text { place, piece, first, last } => {
                         assert_eq!(first, text.is_empty() && first);
                         text.extend_from_slice(piece);
@@ -995,16 +992,16 @@ mod tests {
                 format!("{list} ["),
                 format!("{first} {{"),
                 format!("{x0} 1"),
-                format!("{first} leave"),
+                "leave".to_owned(),
                 format!("{each} {{"),
                 format!("{x} 2"),
                 format!("{y} null"),
-                format!("{each} leave"),
+                "leave".to_owned(),
                 format!("{each} 7"),
                 format!("{each} ["),
                 format!("{each} {{"),
                 format!("{y} true"),
-                format!("{each} leave"),
+                "leave".to_owned(),
                 format!("{text} {:?}", "a\"\\A😀é"),
                 "done".to_owned(),
             ]
