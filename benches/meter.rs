@@ -72,7 +72,9 @@ fn works() -> Vec<Work> {
     ]
 }
 
-fn meter(work: &Work) -> u64 {
+/// Meters a work. `--check` counts the instructions in here, by this name.
+#[inline(never)]
+fn metered_work(work: &Work) -> u64 {
     let mut meter = Meter::new(work.api, work.framing);
     for piece in work.bytes.chunks(PIECE) {
         meter.feed(black_box(piece));
@@ -119,14 +121,61 @@ fn best(mut round: impl FnMut()) -> Duration {
     best
 }
 
+/// Instructions that metering each work takes.
+fn instructions() -> Vec<(&'static str, u64)> {
+    let program = std::env::current_exe().expect("this program");
+    let counted = works().into_iter().enumerate().map(|(at, work)| {
+        let out = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*metered_work*"])
+            .arg(&program)
+            .args(["--work", &at.to_string()])
+            .output()
+            .expect("valgrind");
+        let said = String::from_utf8_lossy(&out.stderr);
+        let collected = said.lines().find_map(|line| line.split_once("Collected :")).expect("a count");
+        (work.name, collected.1.trim().parse().expect("a number"))
+    });
+    counted.collect()
+}
+
+/// Holds the instructions against the record; `false` if one has grown.
+fn check(record: &str) -> bool {
+    let mut good = true;
+    for (name, counted) in instructions() {
+        let recorded = record.lines().filter_map(|line| line.rsplit_once(": ")).find(|(work, _)| *work == name);
+        let recorded: u64 = recorded.and_then(|(_, count)| count.parse().ok()).unwrap_or(0);
+        let more = counted > recorded + recorded * TOLERANCE / 100;
+        good &= !more;
+        println!("{name:<28} {counted:>12} recorded {recorded:>12} {}", if more { "MORE" } else { "" });
+    }
+    good
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/meter.instructions");
+    let flag = |name: &str| arguments.iter().any(|argument| argument == name);
+    if let Some(at) = arguments.iter().position(|argument| argument == "--work") {
+        let at: usize = arguments.get(at + 1).and_then(|at| at.parse().ok()).expect("a number");
+        black_box(metered_work(&works()[at]));
+    } else if flag("--bless") {
+        let lines: Vec<String> = instructions().iter().map(|(name, count)| format!("{name}: {count}\n")).collect();
+        std::fs::write(file, lines.concat()).expect("the record");
+    } else if flag("--check") {
+        let record = std::fs::read_to_string(file).expect("the record");
+        assert!(check(&record), "more instructions than recorded, by over {TOLERANCE} %");
+    } else {
+        speeds();
+    }
+}
+
+fn speeds() {
     println!("{:<28} {:>10} {:>10} {:>10} {:>7}", "work", "meter", "sonic-rs", "simd-json", "ratio");
     for work in works() {
         let documents = documents(&work);
         let speed = |time: Duration| work.bytes.len() as f64 / time.as_secs_f64() / 1e9;
         let ours = speed(best(|| {
-            black_box(meter(&work));
+            black_box(metered_work(&work));
         }));
         let sonic = speed(best(|| sonic(&documents)));
         let (mut buffers, mut copy) = (simd_json::Buffers::new(1 << 21), Vec::new());
@@ -134,5 +183,4 @@ fn main() {
         let ratio = ours / sonic.max(simd);
         println!("{:<28} {ours:>5.2} GB/s {sonic:>5.2} GB/s {simd:>5.2} GB/s {ratio:>7.1}", work.name);
     }
-    _ = (arguments, Command::new("true"), TOLERANCE);
 }

@@ -153,6 +153,13 @@ pub mod fuzzing {
         }
     }
 
+    /// An answer whole, cut in two, and read by the meter's twin. The first two bytes choose the dialect and the framing.
+    pub fn meter(bytes: &[u8]) {
+        if let [api, framing, bytes @ ..] = bytes {
+            crate::meter::twin::check(usize::from(*api), usize::from(*framing), bytes);
+        }
+    }
+
     /// A path that passes has nothing in it that a server behind could read as another path.
     pub fn target(text: &str) {
         if text.starts_with('/') && crate::server::path_is_plain(text) {

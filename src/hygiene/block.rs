@@ -5,9 +5,13 @@
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use portable::Block;
 #[cfg(not(target_arch = "x86_64"))]
+pub(crate) use portable::Found;
+#[cfg(not(target_arch = "x86_64"))]
 pub(crate) use portable::WIDTH;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use sse2::Block;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use sse2::Found;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use sse2::WIDTH;
 
@@ -16,12 +20,16 @@ mod sse2 {
     use std::arch::x86_64::__m128i;
     use std::arch::x86_64::_mm_cmpeq_epi8;
     use std::arch::x86_64::_mm_loadu_si128;
+    use std::arch::x86_64::_mm_min_epu8;
     use std::arch::x86_64::_mm_movemask_epi8;
     use std::arch::x86_64::_mm_or_si128;
     use std::arch::x86_64::_mm_set1_epi8;
 
     /// Bytes in a block.
     pub(crate) const WIDTH: usize = 16;
+
+    /// Which bytes of a block were found: a bit for each.
+    pub(crate) type Found = u32;
 
     /// Bytes that are compared at once.
     pub(crate) struct Block(__m128i);
@@ -47,6 +55,22 @@ mod sse2 {
             unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(self.0, _mm_set1_epi8(byte.cast_signed()))).cast_unsigned() }
         }
 
+        /// Which bytes are `byte` or below it.
+        #[inline(always)]
+        pub(crate) fn at_most(&self, byte: u8) -> u32 {
+            // SAFETY: every x86-64 has SSE2; there is no other condition.
+            unsafe {
+                let lower = _mm_min_epu8(self.0, _mm_set1_epi8(byte.cast_signed()));
+                _mm_movemask_epi8(_mm_cmpeq_epi8(lower, self.0)).cast_unsigned()
+            }
+        }
+
+        /// What a result says of the bytes from `place` on, which is in the block.
+        #[inline(always)]
+        pub(crate) fn from_place(found: u32, place: usize) -> u32 {
+            found & (u32::MAX << (place & 31))
+        }
+
         /// The place of the first byte in a result that is not zero.
         #[inline(always)]
         pub(crate) fn first(found: u32) -> usize {
@@ -60,6 +84,9 @@ mod sse2 {
 mod portable {
     /// Bytes in a block.
     pub(crate) const WIDTH: usize = 8;
+
+    /// Which bytes of a block were found: the high bit of each.
+    pub(crate) type Found = u64;
 
     const LOW: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
@@ -79,12 +106,24 @@ mod portable {
             Self(self.0 | (LOW * u64::from(bits)))
         }
 
-        /// Which bytes are `byte`; results may be joined with `|` and are for [`Block::first`]. Exact up to the first
-        /// such byte and not beyond, because a borrow runs on from there.
+        /// Which bytes are `byte`; results may be joined with `|` and are for [`Block::first`].
         #[inline(always)]
         pub(crate) fn equal(&self, byte: u8) -> u64 {
             let zero = self.0 ^ (LOW * u64::from(byte));
-            zero.wrapping_sub(LOW) & !zero & HIGH
+            // The high bit of each byte that is not zero; no carry leaves a byte.
+            !(((zero & !HIGH) + !HIGH) | zero) & HIGH
+        }
+
+        /// Which bytes are `byte`, which is below 128, or below it.
+        #[inline(always)]
+        pub(crate) fn at_most(&self, byte: u8) -> u64 {
+            !(((self.0 & !HIGH) + LOW * u64::from(127 - byte)) | self.0) & HIGH
+        }
+
+        /// What a result says of the bytes from `place` on, which is in the block.
+        #[inline(always)]
+        pub(crate) fn from_place(found: u64, place: usize) -> u64 {
+            found & (u64::MAX << (8 * place & 63))
         }
 
         /// The place of the first byte in a result that is not zero.
@@ -103,6 +142,11 @@ mod tests {
             fn $name() {
                 use super::$module::Block;
                 use super::$module::WIDTH;
+                for byte in 0..=u8::MAX {
+                    let found = Block::new(&[byte; WIDTH]).at_most(b' ');
+                    assert_eq!(found != 0, byte <= b' ', "{byte}");
+                    assert!(found == 0 || Block::first(found) == 0);
+                }
                 for first in 0..WIDTH {
                     for second in 0..WIDTH {
                         for (one, two) in [(b'"', b'}'), (b'}', b'"'), (b'"', b'"'), (0x7c, b'}'), (b'#', b'"')] {
@@ -111,8 +155,11 @@ mod tests {
                             bytes[second] = two;
                             let block = Block::new(&bytes);
                             let found = block.equal(b'"') | block.with(0x20).equal(b'}');
-                            let naive = bytes.iter().position(|byte| *byte == b'"' || *byte | 0x20 == b'}');
-                            assert_eq!((found != 0).then(|| Block::first(found)), naive, "{bytes:?}");
+                            let wanted = |byte: &u8| *byte == b'"' || *byte | 0x20 == b'}';
+                            assert_eq!((found != 0).then(|| Block::first(found)), bytes.iter().position(wanted));
+                            let found = Block::from_place(found, first);
+                            let naive = bytes[first..].iter().position(wanted).map(|at| at + first);
+                            assert_eq!((found != 0).then(|| Block::first(found)), naive, "{bytes:?} from {first}");
                         }
                     }
                 }

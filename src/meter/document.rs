@@ -57,6 +57,8 @@ pub(super) struct Reader {
     /// Events that began to carry output.
     pub(super) output_events: u64,
     model_length: u8,
+    /// Where it stood.
+    model_place: Place,
     /// Whether the model's name is of a complete document.
     model_known: bool,
     model: [u8; MODEL_BYTES_MAX],
@@ -164,6 +166,7 @@ impl Reader {
             document: Document::new(),
             output_events: 0,
             model_length: 0,
+            model_place: 0,
             model_known: false,
             model: [0; MODEL_BYTES_MAX],
         }
@@ -184,7 +187,7 @@ impl Reader {
                 Step::More => return Progress::More,
                 Step::Done => return Progress::Done,
                 Step::Broken => return Progress::Broken,
-                Step::Leave { .. } => (table.item)(&mut self.document),
+                Step::Leave => (table.item)(&mut self.document),
                 Step::Null { place } => _ = self.begin(place),
                 Step::Enter { place, array } => match self.begin(place) {
                     What::Object(slot) if !array => self.document.note(slot),
@@ -261,6 +264,7 @@ impl Reader {
                             }
                             if last && !matches!(self.model_length, 0 | TOO_LONG) {
                                 self.document.note(MODEL);
+                                self.model_place = place;
                             }
                         }
                         What::Output if first => self.count(),
@@ -296,8 +300,10 @@ impl Reader {
                 }
             }
             (self.table.commit)(&self.document, &mut self.totals);
-            if self.document.has(MODEL) {
+            if self.document.has(MODEL) && !self.model_known {
                 self.model_known = true;
+                // Names are looked for at one place, or rarely at two; the one that was seen last need not be told of again.
+                self.walker.mute(self.model_place);
             }
         }
         self.restart();

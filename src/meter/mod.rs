@@ -28,17 +28,25 @@ use totals::Totals;
 pub enum Api {
     /// `/chat/completions`, `/completions`, `/embeddings` of OpenAI and all that imitate it.
     OpenaiChat,
+    /// `/responses`, also over a WebSocket.
     OpenaiResponses,
     /// Images and audio.
     OpenaiMedia,
+    /// `/realtime`.
     OpenaiRealtime,
     /// `/live/sessions`: seconds of audio.
     OpenaiLive,
+    /// `/messages`, wherever it is served.
     Anthropic,
+    /// `generateContent`, `streamGenerateContent`.
     Gemini,
+    /// `BidiGenerateContent`.
     GeminiLive,
+    /// `/interactions`.
     GeminiInteractions,
+    /// `converse`, `converse-stream`.
     BedrockConverse,
+    /// `invoke`, `invoke-with-response-stream`.
     BedrockInvoke,
 }
 
@@ -86,10 +94,13 @@ pub enum End {
 /// The longest model name that is looked at.
 pub const MODEL_BYTES_MAX: usize = 96;
 
-/// What an answer said of itself. Figures are tokens, at most 100,000,000 each.
+/// What an answer said of itself. Figures are tokens, at most 100,000,000 for each reply; where replies add up, at most
+/// what 32 bits hold. All are there, 0 if they were not given, unless none was.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Report {
+    /// How sure the figures are.
     pub usage: Usage,
+    /// How the answer ended.
     pub end: End,
     /// All prompt tokens, cached ones included.
     pub input: Option<u64>,

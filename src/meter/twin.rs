@@ -6,6 +6,8 @@ use serde_json::Value;
 use super::Api;
 use super::End;
 use super::Framing;
+use super::Meter;
+use super::Report;
 use super::Usage;
 
 /// What the twin makes of an answer.
@@ -51,6 +53,71 @@ pub fn read(api: Api, framing: Framing, bytes: &[u8]) -> Option<Reading> {
     }
     let unary = framing == Framing::Json && !array;
     Some(look(api, unary, framing == Framing::Messages, &documents))
+}
+
+/// All dialects and framings, for those who choose by number.
+pub const APIS: [Api; 11] = [
+    Api::OpenaiChat,
+    Api::OpenaiResponses,
+    Api::OpenaiMedia,
+    Api::OpenaiRealtime,
+    Api::OpenaiLive,
+    Api::Anthropic,
+    Api::Gemini,
+    Api::GeminiLive,
+    Api::GeminiInteractions,
+    Api::BedrockConverse,
+    Api::BedrockInvoke,
+];
+const FRAMINGS: [Framing; 6] =
+    [Framing::Json, Framing::Sse, Framing::Array, Framing::Lines, Framing::Messages, Framing::EventStream];
+
+/// What a meter says of `bytes`, cut at `cuts`, which ascend; WebSocket messages are lines.
+pub fn metered(api: Api, framing: Framing, bytes: &[u8], cuts: &[usize]) -> (Report, Option<Vec<u8>>, u64) {
+    let mut meter = Meter::new(api, framing);
+    let mut from = 0;
+    for &cut in cuts.iter().chain([&bytes.len()]) {
+        let mut piece = &bytes[from..cut];
+        from = cut;
+        if framing == Framing::Messages {
+            while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+                meter.feed(&piece[..end]);
+                meter.message_end();
+                piece = &piece[end + 1..];
+            }
+        }
+        meter.feed(piece);
+    }
+    let report = meter.finish();
+    assert_eq!(meter.finish(), report, "once more");
+    (report, meter.model().map(<[u8]>::to_vec), meter.output_events())
+}
+
+/// Holds a meter against its twin, where the twin can say something; whether it could.
+pub fn agrees(api: Api, framing: Framing, bytes: &[u8], metered: &(Report, Option<Vec<u8>>, u64)) -> bool {
+    let Some(expected) = read(api, framing, bytes) else { return false };
+    let (report, model, _) = metered;
+    let figures = [report.input, report.cached, report.cache_write, report.output, report.reasoning];
+    let found = Reading {
+        usage: report.usage,
+        end: report.end,
+        figures: report.input.map(|_| figures.map(|figure| figure.expect("all or none"))),
+        side: [report.side_input, report.side_output],
+        seconds: report.seconds,
+        model: model.as_ref().map(|model| String::from_utf8_lossy(model).into_owned()),
+    };
+    assert_eq!(found, expected, "{api:?} {framing:?}: {}", String::from_utf8_lossy(bytes));
+    true
+}
+
+/// One case of a fuzzer.
+pub fn check(api: usize, framing: usize, bytes: &[u8]) {
+    let (api, framing) = (APIS[api % APIS.len()], FRAMINGS[framing % FRAMINGS.len()]);
+    let whole = metered(api, framing, bytes, &[]);
+    for cut in 0..bytes.len().min(300) {
+        assert!(metered(api, framing, bytes, &[cut]) == whole, "cut at {cut}");
+    }
+    agrees(api, framing, bytes, &whole);
 }
 
 /// A document, `Some(None)` if it is incomplete or no object, `None` if it is malformed.
