@@ -15,7 +15,7 @@ pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
-#[expect(dead_code, reason = "taken into use by the relay")]
+#[allow(dead_code, reason = "messages of WebSockets and facts are taken into use with the meter")]
 pub(crate) mod retention;
 pub(crate) mod route;
 pub(crate) mod scripted;
@@ -153,6 +153,11 @@ pub mod fuzzing {
         }
     }
 
+    /// A request body, edited whole and in two.
+    pub fn edit(bytes: &[u8]) {
+        crate::retention::edited_as_the_twin_says(bytes);
+    }
+
     /// A path that passes has nothing in it that a server behind could read as another path.
     pub fn target(text: &str) {
         if text.starts_with('/') && crate::server::path_is_plain(text) {
@@ -189,6 +194,7 @@ mod tests {
         assert_lacks!(crate::relay::Refused: Clone, Debug, Display, std::error::Error);
         assert_lacks!(crate::relay::Peer: Clone, Debug, Display);
         assert_lacks!(crate::relay::Tally: Clone, Debug, Display);
+        assert_lacks!(crate::retention::Editor: Clone, Debug, Display);
     }
 
     #[test]

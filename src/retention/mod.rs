@@ -36,6 +36,8 @@ pub(crate) use rules::EVERY_RULE;
 pub(crate) use rules::RULE_WORDS;
 pub use rules::Rule;
 pub(crate) use rules::RuleSet;
+#[cfg(any(test, fuzzing))]
+pub(crate) use twin::edited_as_the_twin_says;
 pub(crate) use vendor::VENDOR_WORDS;
 pub(crate) use vendor::Vendor;
 
