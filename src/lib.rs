@@ -160,6 +160,11 @@ pub mod fuzzing {
         }
     }
 
+    /// A request body, edited whole and in two.
+    pub fn edit(bytes: &[u8]) {
+        crate::retention::edited_as_the_twin_says(bytes);
+    }
+
     /// A path that passes has nothing in it that a server behind could read as another path.
     pub fn target(text: &str) {
         if text.starts_with('/') && crate::server::path_is_plain(text) {

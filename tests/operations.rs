@@ -272,7 +272,7 @@ fn reload_swaps_upstreams_and_limits() {
     let provider = provider();
     let upstream = |name: &str| {
         format!(
-            "[[upstream]]\nname = \"{name}\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nprotocol = \"h1\"\n"
+            "[[upstream]]\nname = \"{name}\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nprotocol = \"h1\"\nretention = {{ allow = [\"all\"] }}\n"
         )
     };
     let setup = |names: &[&str], extra: &str| Setup {

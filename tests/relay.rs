@@ -652,8 +652,8 @@ fn targets_reach_the_provider_as_they_are() {
     for upstream in BOTH {
         let provider =
             Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() }).expect("provider");
-        let upstreams = "[[upstream]]\nname = \"router\"\nprovider = \"compatible\"\nurl = \"{url}/api\"\n{ca}\n\
-                         [[upstream]]\nname = \"named\"\nprovider = \"openai\"\nurl = \"{url}\"\n{ca}\nhosts = [\"api.edge.test\"]\n";
+        let upstreams = "[[upstream]]\nname = \"router\"\nprovider = \"compatible\"\nurl = \"{url}/api\"\n{ca}\nretention = { allow = [\"all\"] }\n\
+                         [[upstream]]\nname = \"named\"\nprovider = \"openai\"\nurl = \"{url}\"\n{ca}\nretention = { allow = [\"all\"] }\nhosts = [\"api.edge.test\"]\n";
         let edge = Edge::with(
             &provider.url(),
             provider.ca_pem(),
@@ -894,7 +894,9 @@ fn endpoints(list: &[(String, u32)], settings: &str) -> String {
         .iter()
         .map(|(url, weight)| format!("[[upstream.endpoint]]\nurl = \"{url}\"\nweight = {weight}\n"))
         .collect();
-    format!("[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\n{{ca}}\n{settings}\n{endpoints}")
+    format!(
+        "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\n{{ca}}\nretention = {{ allow = [\"all\"] }}\n{settings}\n{endpoints}"
+    )
 }
 
 #[test]

@@ -45,8 +45,8 @@ fn provider() -> Provider {
 fn impatient(provider: &Provider) -> Edge {
     let upstream = "head_timeout = \"1s\"\nsilence_timeout = \"1s\"\n";
     let upstreams = format!(
-        "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n{upstream}\
-         [[upstream]]\nname = \"patient\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\n\
+        "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\nretention = {{ allow = [\"all\"] }}\n{upstream}\
+         [[upstream]]\nname = \"patient\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nretention = {{ allow = [\"all\"] }}\n\
          [[upstream]]\nname = \"dead\"\nprovider = \"compatible\"\nurl = \"http://127.0.0.1:9\"\n"
     );
     Edge::with(&provider.url(), provider.ca_pem(), Setup { upstreams: Some(upstreams), ..Setup::default() })

@@ -215,6 +215,8 @@ fn a_refused_message_is_dropped_alone() {
             socket.say(&fine).await;
             assert_eq!(socket.hear().await, fine);
             assert_eq!(guard(edge, "message_refused") - before, 4.0);
+            let rule = format!("rule=\"{rule}\"");
+            assert!(edge.metric("nullhop_retention_refused_total", &["upstream=\"openai\"", &rule]) >= 3.0, "{rule}");
             let seen = provider.last();
             let arrived: Value = serde_json::from_slice(&seen.body).expect("one message");
             assert_eq!(arrived, fine, "{alpn:?}: nothing else arrived");

@@ -14,11 +14,11 @@ use super::report::{Cause, Fault, Span};
 use super::table::{SECTIONS, Section};
 use super::value;
 use super::*;
-use crate::telemetry::models::PATTERNS_MAX;
 use crate::retention::Models;
 use crate::retention::RuleSet;
 use crate::retention::Usage;
 use crate::retention::Vendor;
+use crate::telemetry::models::PATTERNS_MAX;
 
 /// What a check may look at outside the file.
 pub(super) struct Surroundings<'s> {

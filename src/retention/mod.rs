@@ -32,9 +32,12 @@ pub(crate) use models::Models;
 pub(crate) use models::PATTERN_BYTES_MAX;
 use paths::Body;
 use paths::Path;
+pub(crate) use rules::EVERY_RULE;
 pub(crate) use rules::RULE_WORDS;
 pub use rules::Rule;
 pub(crate) use rules::RuleSet;
+#[cfg(any(test, fuzzing))]
+pub(crate) use twin::edited_as_the_twin_says;
 pub(crate) use vendor::VENDOR_WORDS;
 pub(crate) use vendor::Vendor;
 

@@ -1037,3 +1037,59 @@ fn random_documents_come_out_as_the_twin_says() {
     }
     assert!(passed > 5_000 && changed > 2_000, "{passed} {changed}");
 }
+
+#[test]
+fn bytes_at_random_are_edited_as_the_twin_says() {
+    const PIECES: &[&str] = &[
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\"",
+        "\\",
+        "\"store\"",
+        "\"stream\"",
+        "\"metadata\"",
+        "true",
+        "false",
+        "null",
+        "1",
+        "-0.5",
+        " ",
+        "\n",
+        "\"a\"",
+        "\"provider\"",
+        "\"zdr\"",
+        "\"stream_options\"",
+        "\"include_usage\"",
+        "\"model\"",
+        "\"thread\"",
+        "\\u0073",
+        "ü",
+        "\"type\"",
+        "\"tools\"",
+        "e",
+        "{}",
+        "\":1,\"",
+        "\\ud83d\\ude00",
+    ];
+    let mut dice = Dice(0xdead_beef_cafe_f00d);
+    for _ in 0..3_000 {
+        // Sound at first, then with something wrong in it.
+        let root = members(&mut dice, 0, &["store", "stream", "model", "metadata", "a", "provider", "thread"], true);
+        let mut body = String::new();
+        written(&root, &mut dice, &mut body);
+        let mut body = body.into_bytes();
+        body.truncate(300);
+        for _ in 0..dice.roll(3) {
+            let at = dice.roll(body.len());
+            let piece = dice.one(PIECES);
+            let end = (at + dice.roll(3)).min(body.len());
+            body.splice(at..end, piece.bytes());
+        }
+        body.insert(0, dice.roll(256) as u8);
+        edited_as_the_twin_says(&body);
+    }
+}

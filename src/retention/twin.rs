@@ -1,13 +1,24 @@
 //! What the editor must come to, worked out naively on a whole document: for tests and the fuzz target.
 
+use http::HeaderMap;
+use http::Method;
 use serde_json::Map;
 use serde_json::Value;
 
 use super::Denied;
+use super::Editor;
+use super::Models;
+use super::Policy;
+use super::RuleSet;
+use super::Usage;
+use super::Vendor;
+use super::Walker;
 use super::fields::Act;
 use super::fields::Node;
 use super::json::Plan;
 use super::rules::Rule;
+use crate::hygiene::Chunk;
+use crate::provider::Provider;
 
 /// What [`super::Editor`] makes of `body`, as a value. Documents that name a member twice in one object are not for it: a
 /// [`Value`] knows only the last one.
@@ -140,5 +151,93 @@ impl Twin<'_> {
             Value::Array(items) => items.iter_mut().for_each(|item| self.value(node, item)),
             _ => {}
         }
+    }
+}
+
+/// Panics if the editor does anything else with a body than the twin, or not the same at each cut. The first byte says
+/// which API and policy, the rest is the body.
+pub(crate) fn edited_as_the_twin_says(bytes: &[u8]) {
+    const PATHS: [&str; 6] = [
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1beta/models/m:generateContent",
+        "/v1beta/interactions",
+        "/v1/completions",
+    ];
+    const VENDORS: [Vendor; 4] = [Vendor::Openai, Vendor::Openrouter, Vendor::Vercel, Vendor::Other];
+    let Some((&choice, body)) = bytes.split_first() else { return };
+    let choice = usize::from(choice);
+    let policy = Policy {
+        rules: RuleSet::EVERY,
+        usage: if choice & 1 == 0 { Usage::Ask } else { Usage::Leave },
+        models: Models::default(),
+        vendor: Some(VENDORS[choice / 2 % VENDORS.len()]),
+    };
+    let path = PATHS[choice / 8 % PATHS.len()];
+    let editor = || -> Editor {
+        let read = policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut HeaderMap::new());
+        read.ok().flatten().expect("each of these is read")
+    };
+    let run = |pieces: &[&[u8]]| -> Result<Vec<u8>, Denied> {
+        let mut editor = editor();
+        let mut out = Vec::new();
+        for piece in pieces {
+            editor.feed(Chunk::copied(piece), &mut out)?;
+        }
+        editor.finish(&mut out)?;
+        let text = out.iter().flat_map(|chunk| chunk.as_slice().to_vec()).collect::<Vec<u8>>();
+        assert_eq!(Some(text.len() as u64), editor.slot().map(|slot| slot + body.len() as u64), "length");
+        Ok(text)
+    };
+    let whole = run(&[body]);
+    for cut in 1..body.len().min(200) {
+        let (first, second) = body.split_at(cut);
+        assert_eq!(run(&[first, second]), whole, "cut at {cut}");
+    }
+    let value = serde_json::from_slice::<Value>(body);
+    let Ok(text) = whole else { return };
+    let Ok(value) = value else {
+        // serde_json stops at 128 levels, and at numbers that no float holds.
+        let deep = body.iter().filter(|byte| matches!(byte, b'[' | b'{')).count() > 100;
+        assert!(
+            deep || body.iter().any(|byte| matches!(byte, b'e' | b'E')) || body.len() > 300,
+            "stricter than serde_json"
+        );
+        return;
+    };
+    // A `Value` does not know of members that were there twice.
+    if members_written(body) != members_of(&value) {
+        return;
+    }
+    let editor = editor();
+    let Walker::Json(json) = &editor.walker else { return };
+    let wanted = edited(json.plan(), &value).expect("what passes has no wish");
+    let got: Value = serde_json::from_slice(&text).expect("what comes out is JSON");
+    // `stream_options` stays as it is if it is long, or odd.
+    if value.get("stream_options").is_none() || policy.usage == Usage::Leave {
+        assert_eq!(got, wanted);
+    }
+}
+
+fn members_written(body: &[u8]) -> usize {
+    let (mut count, mut inside, mut escaped) = (0, false, false);
+    for byte in body {
+        match (inside, escaped, byte) {
+            (true, true, _) => escaped = false,
+            (true, false, b'\\') => escaped = true,
+            (_, false, b'"') => inside = !inside,
+            (false, _, b':') => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
+fn members_of(value: &Value) -> usize {
+    match value {
+        Value::Object(members) => members.values().map(|member| 1 + members_of(member)).sum(),
+        Value::Array(items) => items.iter().map(members_of).sum(),
+        _ => 0,
     }
 }

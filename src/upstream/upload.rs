@@ -162,9 +162,9 @@ impl Upload {
         self.editing.is_some() && !self.ended.get() && self.fault.get().is_none()
     }
 
-    /// What the body said so far, if it is read.
-    pub(crate) fn facts(&self) -> Option<Facts> {
-        self.editing.as_ref().map(|editing| editing.borrow().editor.facts())
+    /// What the body said of the call so far; nothing if it is not read.
+    pub(crate) fn facts(&self) -> Facts {
+        self.editing.as_ref().map(|editing| editing.borrow().editor.facts()).unwrap_or_default()
     }
 
     /// Shows the model that the body names so far, if it is read. Content: to be looked at, not to be kept.

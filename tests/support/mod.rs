@@ -103,7 +103,7 @@ pub struct Setup {
     /// Put into `[metrics]`.
     pub metrics: String,
     pub upstream: String,
-    /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
+    /// Replaces the default three upstreams, which relax all retention rules, so that any bytes may pass; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
     pub environment: Vec<(String, String)>,
     /// Runs it as the user nobody, who may lock so many KiB of memory. Needs root.
@@ -196,7 +196,8 @@ impl Edge {
             ["openai", "anthropic", "gemini"]
                 .map(|name| {
                     format!(
-                        "[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n{}\n",
+                        "[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n\
+                         retention = {{ allow = [\"all\"] }}\n{}\n",
                         setup.upstream
                     )
                 })

@@ -43,11 +43,13 @@ use crate::meter::Api;
 use crate::meter::Framing;
 use crate::meter::Meter;
 use crate::provider::Provider;
+use crate::retention::Denied;
 use crate::retention::Editor;
 use crate::retention::Policy;
 use crate::socket::SocketWatch;
 use crate::stand_in::Pad;
 use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Source;
 use crate::telemetry::models::model_in_path;
 use crate::upstream::RequestHead;
@@ -85,16 +87,24 @@ struct Watched {
 
 impl Watched {
     /// To be called while the way has its path.
-    fn of(way: &Way) -> Self {
+    ///
+    /// # Errors
+    /// When policy does not allow a socket at this path.
+    fn of(way: &Way) -> Result<Self, Denied> {
         let upstream = way.upstream_config();
-        let path = way.path.split('?').next().unwrap_or_default();
+        let (path, query) = match way.path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (way.path.as_str(), None),
+        };
+        let policy = upstream.policy.settled(way.permit.mode == Mode::Managed);
         // All of an upstream's endpoints are one vendor's.
         let host = upstream.endpoints.first().map(|endpoint| endpoint.host.clone()).unwrap_or_default();
+        policy.read_upgrade(upstream.provider, &host, path, query)?;
         let meter = Api::of(upstream.provider, path).map(|api| Meter::new(api, Framing::Messages));
-        let messages = Messages { policy: policy_of(way), provider: upstream.provider, host, path: path.to_owned() };
+        let messages = Messages { policy, provider: upstream.provider, host, path: path.to_owned() };
         // Where messages need no reading they pass as they are.
         let desk = messages.editor().map(|_| Box::new(messages) as Box<dyn Desk>);
-        Self { meter, desk, events: Events::of(upstream.provider, way.operation) }
+        Ok(Self { meter, desk, events: Events::of(upstream.provider, way.operation) })
     }
 }
 
@@ -116,11 +126,6 @@ impl Desk for Messages {
     fn open(&mut self) -> Option<Box<dyn Edit>> {
         self.editor().map(|editor| Box::new(Objects::new(editor)) as Box<dyn Edit>)
     }
-}
-
-/// What is in force for a socket of this way.
-fn policy_of(_way: &Way) -> Policy {
-    Policy::default()
 }
 
 /// Says how the client's h2 stream ends: hyper ends the stream in order when its upgraded half is
@@ -193,7 +198,10 @@ pub(crate) async fn upgrade(
         _ => new_key(),
     };
     headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
-    let watched = Watched::of(&way);
+    let watched = match Watched::of(&way) {
+        Ok(watched) => watched,
+        Err(denied) => return Err(Refused { refusal: super::denied_to(&way, denied), tally: way.tally }),
+    };
     if let Some(model) = model_in_path(&way.path) {
         way.tally.requested(model.as_bytes());
     }

@@ -27,6 +27,7 @@ use crate::hygiene::io::HyperIo;
 use crate::hygiene::wipe::wipe;
 use crate::meter::Meter;
 use crate::relay::Tally;
+use crate::retention::Denied;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::stand_in::Pad;
@@ -444,6 +445,9 @@ impl Tunnel {
             Stop::Protocol => Guard::BadFraming,
         };
         self.tally.handles().guard(guard).inc();
+        if let (Stop::Denied(Denied::Rule(rule)), Some(upstream)) = (stopped.why, self.tally.upstream()) {
+            self.tally.handles().upstream(upstream).retention_refused(rule);
+        }
         let event = self.events.error(stopped.why);
         match event {
             Some(event) if stopped.alone => {
