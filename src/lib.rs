@@ -15,7 +15,7 @@ pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
-#[expect(dead_code, reason = "taken into use by the relay")]
+#[allow(dead_code, reason = "messages of WebSockets and facts are taken into use with the meter")]
 pub(crate) mod retention;
 pub(crate) mod route;
 pub(crate) mod scripted;
@@ -189,6 +189,7 @@ mod tests {
         assert_lacks!(crate::relay::Refused: Clone, Debug, Display, std::error::Error);
         assert_lacks!(crate::relay::Peer: Clone, Debug, Display);
         assert_lacks!(crate::relay::Tally: Clone, Debug, Display);
+        assert_lacks!(crate::retention::Editor: Clone, Debug, Display);
     }
 
     #[test]

@@ -138,10 +138,10 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
             "upstream" => {
                 let base_path = block
                     .endpoint("url")
-                    .or_else(|| block.children.first().and_then(|child| child.endpoint("url")))
+                    .or_else(|| block.endpoints().next().and_then(|child| child.endpoint("url")))
                     .map_or(String::new(), |endpoint| endpoint.base_path.clone());
                 // Several endpoints would be several times the same one.
-                block.children.clear();
+                block.children.retain(|child| child.section.path != "upstream.endpoint");
                 stand_in(block, substitute.port, base_path);
                 let ca_file = substitute.ca_file.to_string_lossy().into_owned();
                 block.set("ca_file", Value::Text(ca_file));

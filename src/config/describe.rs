@@ -40,7 +40,7 @@ pub fn init() -> String {
         let mut written = built_in.all(section.path).filter(|block| block.span.is_some());
         let header = section.header();
         let first = written.next();
-        if first.is_some() || !section.repeated {
+        if first.is_some() || (!section.repeated && !section.path.contains('.')) {
             let _ = writeln!(out, "{header}");
         } else {
             let _ = writeln!(out, "#{header}");
@@ -149,6 +149,8 @@ fn short(kind: &Kind) -> String {
         Kind::Endpoint | Kind::PublicUrl => "URL".to_owned(),
         Kind::Host => "host name".to_owned(),
         Kind::Integer { min, max } => format!("integer, {min} to {max}"),
+        // They have a page of their own.
+        Kind::List(Kind::OneOf(_)) => "list of rules".to_owned(),
         Kind::List(kind) => format!("list of {}s", short(kind)),
         Kind::Model => "pattern".to_owned(),
         Kind::Name => "name".to_owned(),
@@ -157,6 +159,7 @@ fn short(kind: &Kind) -> String {
             words.join(", ")
         }
         Kind::Path => "path".to_owned(),
+        Kind::Pattern => "model".to_owned(),
         Kind::Prefix => "path prefix".to_owned(),
         Kind::Secret => "secret".to_owned(),
         Kind::Size { min, max } => format!("size, {} to {}", size_text(*min), size_text(*max)),
@@ -232,7 +235,7 @@ fn kind_schema(kind: &Kind) -> Json {
         Kind::Model => text(MODEL_PATTERN),
         Kind::Name => text(NAME_PATTERN),
         Kind::OneOf(words) => json!({ "enum": words }),
-        Kind::Path => json!({ "type": "string", "minLength": 1 }),
+        Kind::Path | Kind::Pattern => json!({ "type": "string", "minLength": 1 }),
         Kind::Prefix => text(PREFIX_PATTERN),
         Kind::Secret => json!({ "$ref": "#/$defs/secret" }),
         Kind::Size { min, max } => json!({

@@ -24,6 +24,8 @@ use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
 pub use crate::hygiene::heap::Wanted as Heap;
 use crate::provider::Provider;
+use crate::retention::Policy;
+use crate::retention::Rule;
 
 use self::check::Surroundings;
 use self::report::{Cause, Fault, Lines};
@@ -311,6 +313,15 @@ pub struct Upstream {
     pub attempts: u32,
     /// Body caps that replace those of `[limits]`.
     pub body_bytes: Option<u64>,
+    /// What requests may ask of the provider.
+    pub(crate) policy: Policy,
+}
+
+impl Upstream {
+    /// Retention rules that are not in force here.
+    pub(crate) fn relaxed(&self) -> impl Iterator<Item = Rule> {
+        Rule::ALL.iter().copied().filter(|rule| !self.policy.rules.has(*rule))
+    }
 }
 
 /// One address or region of an upstream.

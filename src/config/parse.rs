@@ -127,6 +127,11 @@ impl Block {
         self.entries[self.index(key)].span.clone().or_else(|| self.span.clone())
     }
 
+    /// The blocks of an upstream's addresses.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Block> {
+        self.children.iter().filter(|child| child.section.path == "upstream.endpoint")
+    }
+
     pub(super) fn address(&self, key: &str) -> Option<SocketAddr> {
         match self.get(key)? {
             Value::Address(address) => Some(*address),
@@ -420,6 +425,17 @@ impl Reader<'_> {
         let mut values = Vec::new();
         for item in items {
             let read = match item.get_ref() {
+                DeValue::String(text) if matches!(kind, Kind::OneOf(_)) => {
+                    let Kind::OneOf(allowed) = kind else { continue };
+                    match allowed.iter().find(|word| *word == text) {
+                        Some(word) => Ok((*word).to_owned()),
+                        None => {
+                            let near = (text.len() <= 32).then(|| closest(text, allowed.iter().copied())).flatten();
+                            self.fault(item.span(), Cause::NotOneOf { key: key.name, section, allowed, near });
+                            continue;
+                        }
+                    }
+                }
                 DeValue::String(text) => one_text(kind, text),
                 _ => Err("must hold strings only"),
             };
@@ -461,6 +477,7 @@ fn one_text(kind: &Kind, text: &str) -> Result<String, &'static str> {
         Kind::Name => value::name(text).map(|()| text.to_owned()),
         Kind::Path if text.is_empty() || text.contains('\0') => Err("must be a path"),
         Kind::Path => Ok(text.to_owned()),
+        Kind::Pattern => value::pattern(text).map(|()| text.to_owned()),
         Kind::Prefix => value::prefix(text).map(|()| text.to_owned()),
         Kind::PublicUrl => value::public_url(text),
         _ => unreachable!("callers ask is_text()"),

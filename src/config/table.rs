@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use super::value::{duration_text, size_text};
+use crate::retention::RULE_WORDS;
+use crate::retention::VENDOR_WORDS;
 
 /// A TOML table or array of tables.
 pub(super) struct Section {
@@ -51,6 +53,8 @@ pub(super) enum Kind {
     Name,
     OneOf(&'static [&'static str]),
     Path,
+    /// Of names of models, with stars.
+    Pattern,
     Prefix,
     PublicUrl,
     Secret,
@@ -511,7 +515,36 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"64MiB\"",
                 "Replaces the body sizes of [limits] for this upstream.",
             ),
+            optional(
+                "vendor",
+                Kind::OneOf(VENDOR_WORDS),
+                "\"openrouter\"",
+                "Which service it is, for rules that differ among services with one API. Default: by the URL's host.",
+            ),
+            key(
+                "models",
+                Kind::List(&Kind::Pattern),
+                "[]",
+                "Models that may be asked; `*` stands for any letters. Empty: all of them.",
+            ),
+            key(
+                "usage",
+                Kind::OneOf(&["auto", "ask", "leave"]),
+                "\"auto\"",
+                "Whether chat streams are asked for usage when the client does not. `auto`: for keys that nullhop manages.",
+            ),
         ],
+    },
+    Section {
+        path: "upstream.retention",
+        repeated: false,
+        doc: "What requests may ask the provider to keep (docs/retention.md). Also `retention = { allow = [...] }` in [[upstream]].",
+        keys: &[key(
+            "allow",
+            Kind::List(&Kind::OneOf(RULE_WORDS)),
+            "[]",
+            "Rules that are relaxed, by name; `all` of them.",
+        )],
     },
     Section {
         path: "upstream.endpoint",
@@ -532,7 +565,17 @@ pub(super) const SECTIONS: &[Section] = &[
 impl Kind {
     /// Whether the value is a text that `parse` checks and keeps as text.
     pub(super) fn is_text(&self) -> bool {
-        matches!(self, Self::Cidr | Self::Host | Self::Model | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl)
+        matches!(
+            self,
+            Self::Cidr
+                | Self::Host
+                | Self::Model
+                | Self::Name
+                | Self::Path
+                | Self::Pattern
+                | Self::Prefix
+                | Self::PublicUrl
+        )
     }
 
     /// "must be ...".
@@ -551,6 +594,8 @@ impl Kind {
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
             Self::List(Kind::Cidr) => "a list of networks, such as [\"10.0.0.0/8\"]".to_owned(),
             Self::List(Kind::Model) => "a list of patterns, such as [\"house-*\"]".to_owned(),
+            Self::List(Kind::OneOf(_)) => "a list of rules, such as [\"files\"]".to_owned(),
+            Self::List(Kind::Pattern) => "a list of models, such as [\"gpt-*\"]".to_owned(),
             Self::List(_) => "a list of host names, such as [\"edge.example.com\"]".to_owned(),
             Self::Model => "a pattern in quotes".to_owned(),
             Self::Name => "a name in quotes".to_owned(),
@@ -559,6 +604,7 @@ impl Kind {
                 words.join(" or ")
             }
             Self::Path => "a path in quotes".to_owned(),
+            Self::Pattern => "a model in quotes, with `*` for any letters".to_owned(),
             Self::Prefix => "a path such as \"/openai\"".to_owned(),
             Self::Secret => "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned(),
             Self::Size { min, max } => format!(

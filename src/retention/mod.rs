@@ -32,7 +32,6 @@ pub(crate) use models::Models;
 pub(crate) use models::PATTERN_BYTES_MAX;
 use paths::Body;
 use paths::Path;
-pub(crate) use rules::EVERY_RULE;
 pub(crate) use rules::RULE_WORDS;
 pub use rules::Rule;
 pub(crate) use rules::RuleSet;

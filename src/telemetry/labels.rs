@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::provider::Operation;
 use crate::provider::Provider;
+use crate::retention::Rule;
 
 /// A closed set of label values.
 pub(crate) trait Label: Copy + Send + Sync + 'static {
@@ -347,6 +348,19 @@ status_labels! {
     S400 = 400, S401 = 401, S402 = 402, S403 = 403, S404 = 404, S405 = 405, S408 = 408, S409 = 409, S411 = 411,
     S413 = 413, S415 = 415, S421 = 421, S422 = 422, S426 = 426, S429 = 429, S431 = 431, S499 = 499,
     S500 = 500, S501 = 501, S502 = 502, S503 = 503, S504 = 504, S529 = 529,
+}
+
+impl Label for Rule {
+    const NAME: &'static str = "rule";
+    const ALL: &'static [Self] = Rule::ALL;
+
+    fn as_str(self) -> &'static str {
+        Rule::as_str(self)
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 impl Label for Provider {

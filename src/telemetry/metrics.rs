@@ -33,6 +33,7 @@ use prometheus::process_collector::ProcessCollector;
 
 use crate::provider::Operation;
 use crate::provider::Provider;
+use crate::retention::Rule;
 use crate::telemetry::labels::CertificateId;
 use crate::telemetry::labels::ConnectResult;
 use crate::telemetry::labels::Direction;
@@ -143,6 +144,9 @@ impl Metrics {
             }
             if !upstreams.contains_key(name) {
                 let _ = self.families.upstream_up.remove_label_values(&[name.as_str()]);
+                for rule in Rule::ALL {
+                    let _ = self.families.rules_relaxed.remove_label_values(&[name.as_str(), rule.as_str()]);
+                }
             }
         }
         for name in bound.certificates.difference(&certificates) {
@@ -399,6 +403,8 @@ pub(crate) struct UpstreamMetrics {
     connects: ByLabel<ConnectResult, IntCounter>,
     failures: ByLabel<FailureReason, IntCounter>,
     retries: ByLabel<RetryReason, IntCounter>,
+    relaxed: ByLabel<Rule, IntGauge>,
+    refusals: ByLabel<Rule, IntCounter>,
 }
 
 impl UpstreamMetrics {
@@ -429,6 +435,10 @@ impl UpstreamMetrics {
             retries: ByLabel::new(|reason: RetryReason| {
                 families.upstream_retries.with_label_values(&[upstream, reason.as_str()])
             }),
+            relaxed: ByLabel::new(|rule: Rule| families.rules_relaxed.with_label_values(&[upstream, rule.as_str()])),
+            refusals: ByLabel::new(|rule: Rule| {
+                families.retention_refusals.with_label_values(&[upstream, rule.as_str()])
+            }),
         }
     }
 
@@ -451,6 +461,16 @@ impl UpstreamMetrics {
 
     pub(crate) fn failures(&self, reason: FailureReason) -> &IntCounter {
         self.failures.get(reason)
+    }
+
+    /// A retention rule is in force or not.
+    pub(crate) fn set_relaxed(&self, rule: Rule, relaxed: bool) {
+        self.relaxed.get(rule).set(relaxed.into());
+    }
+
+    /// A request was refused by this rule.
+    pub(crate) fn retention_refused(&self, rule: Rule) {
+        self.refusals.get(rule).inc();
     }
 
     pub(crate) fn retries(&self, reason: RetryReason) -> &IntCounter {
@@ -796,6 +816,8 @@ struct Families {
     upstream_response_head: HistogramVec,
     upstream_failures: IntCounterVec,
     upstream_retries: IntCounterVec,
+    rules_relaxed: IntGaugeVec,
+    retention_refusals: IntCounterVec,
 }
 
 impl Families {
@@ -972,6 +994,16 @@ impl Families {
                 "nullhop_upstream_retries_total",
                 &["upstream", RetryReason::NAME],
                 "Retries, possible only until the first body byte is sent (nothing is kept to replay).",
+            ),
+            rules_relaxed: gauges(
+                "nullhop_retention_rules_relaxed",
+                &["upstream", Rule::NAME],
+                "Which retention rules are relaxed (1) by configuration?",
+            ),
+            retention_refusals: counters(
+                "nullhop_retention_refusals_total",
+                &["upstream", Rule::NAME],
+                "Which retention rules refuse requests, and how often?",
             ),
         }
     }

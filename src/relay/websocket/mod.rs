@@ -176,7 +176,7 @@ pub(crate) async fn upgrade(
     let client_side = hyper::upgrade::on(&mut request);
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
-    let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes());
+    let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes(), None);
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(header::ACCEPT_ENCODING);
