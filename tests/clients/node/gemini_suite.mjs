@@ -3,7 +3,7 @@
 import { ApiError, GoogleGenAI } from '@google/genai';
 
 import * as questions from './questions.mjs';
-import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, main, numbers, raises, refused, sent, test } from './runner.mjs';
+import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, main, numbers, raises, refused as neverWhole, sent, test } from './runner.mjs';
 
 const TOOLS = [{ functionDeclarations: [{ name: 'weather', parametersJsonSchema: questions.TOOL_ARGUMENTS }] }];
 
@@ -144,7 +144,7 @@ const refuses = async () => {
     equal(error.status, 403);
     check(error.message.includes('PERMISSION_DENIED'), error.message);
   }
-  refused();
+  neverWhole();
 };
 test('policy_refuses', refuses, { own: true });
 
