@@ -286,7 +286,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     }
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
     // What comes encoded cannot be taken out of; its client sees one event more.
-    let hide = events && upload.facts().is_some_and(|facts| facts.usage_added) && plain(&parts.headers);
+    let hide = events && upload.facts().usage_added && plain(&parts.headers);
     if hide {
         parts.headers.remove(http::header::CONTENT_LENGTH);
     }

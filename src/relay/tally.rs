@@ -344,7 +344,7 @@ impl Tally {
         Relayed {
             request_bytes: upload.map_or(0, |upload| upload.bytes()),
             response_bytes: self.response_bytes_all,
-            output_tokens_max: upload.and_then(|upload| upload.facts()?.output_tokens_max),
+            output_tokens_max: upload.and_then(|upload| upload.facts().output_tokens_max),
             operation: self.operation,
         }
     }
