@@ -20,6 +20,7 @@ use nullhop_loadtests::websocket::WebSocket;
 use serde_json::Value;
 use serde_json::json;
 use support::Edge;
+use support::Setup;
 
 /// Ample on a busy machine; what is waited for comes at once otherwise.
 const SOON: Duration = Duration::from_secs(20);
@@ -111,7 +112,11 @@ fn on_both(test: impl AsyncFn(&Edge, &Provider, Alpn)) {
         ..ProviderOptions::default()
     };
     let provider = Provider::spawn(options).expect("provider");
-    let edge = Edge::before(&provider);
+    // With every rule in force.
+    let upstreams = ["openai", "gemini"]
+        .map(|name| format!("[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\n"));
+    let setup = Setup { upstreams: Some(upstreams.concat()), ..Setup::default() };
+    let edge = Edge::with(&provider.url(), provider.ca_pem(), setup);
     for alpn in [Alpn::H1, Alpn::H2] {
         support::runtime().block_on(test(&edge, &provider, alpn));
     }
@@ -216,7 +221,7 @@ fn a_refused_message_is_dropped_alone() {
             assert_eq!(socket.hear().await, fine);
             assert_eq!(guard(edge, "message_refused") - before, 4.0);
             let rule = format!("rule=\"{rule}\"");
-            assert!(edge.metric("nullhop_retention_refused_total", &["upstream=\"openai\"", &rule]) >= 3.0, "{rule}");
+            assert!(edge.metric("nullhop_retention_refusals_total", &["upstream=\"openai\"", &rule]) >= 3.0, "{rule}");
             let seen = provider.last();
             let arrived: Value = serde_json::from_slice(&seen.body).expect("one message");
             assert_eq!(arrived, fine, "{alpn:?}: nothing else arrived");

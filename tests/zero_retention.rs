@@ -92,6 +92,8 @@ struct Rig {
 struct Plan {
     extra: &'static str,
     skip: &'static str,
+    /// The retention policy is in force; otherwise any bytes may pass.
+    strict: bool,
     client_versions: Versions,
     upstream_versions: Versions,
 }
@@ -112,6 +114,10 @@ impl Rig {
             ),
             ..Setup::default()
         };
+        if plan.strict {
+            let upstream = "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"{url}\"\n{ca}\n";
+            setup.upstreams = Some(upstream.to_owned());
+        }
         if !plan.skip.is_empty() {
             setup.environment.push(("NULLHOP_SKIP_MEASURES".to_owned(), plan.skip.to_owned()));
         }
@@ -1062,26 +1068,6 @@ fn websocket_messages(client: Alpn) {
                     all = masked_too(all, seed);
                 }
             }
-            // Messages that a policy reads, and one that it refuses when much of it has passed already.
-            for size in [8, 300, 5000, 20_000, 70_000] {
-                let seed = fresh();
-                let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
-                socket.send(Frame::new(Opcode::Text, format!("{{\"type\":\"note\",\"text\":\"{text}\"}}"))).await;
-                let back = String::from_utf8(socket.next().await.payload.to_vec()).expect("words");
-                assert!(back.contains(&text), "{} {size}", rig.name);
-                let step = format!("websocket, JSON of {size}, open");
-                rig.gone_all(&step, &masked_too(Search::default(), seed));
-                all = masked_too(all, seed);
-            }
-            for size in [8, 70_000] {
-                let seed = fresh();
-                let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
-                let mut socket = Socket::open(rig, "ws=echo").await;
-                let refused = format!("{{\"session\":{{\"text\":\"{text}\",\"tracing\":\"auto\"}}}}");
-                socket.send(Frame::new(Opcode::Text, refused)).await;
-                assert!(String::from_utf8_lossy(&socket.next().await.payload).contains("policy_refused"));
-                rig.gone_all(&format!("websocket, refused JSON of {size}"), &masked_too(Search::default(), seed));
-            }
             // In fragments.
             let seed = fresh();
             for place in 0..10 {
@@ -1124,6 +1110,37 @@ fn websocket_messages(client: Alpn) {
             }
         });
     });
+}
+
+/// Messages that a policy reads and puts into frames of nullhop's own.
+#[test]
+fn websocket_messages_that_are_read_leave_nothing() {
+    for client in [Alpn::H1, Alpn::H2] {
+        on_pairs(&[(client, Alpn::H1)], &Plan { strict: true, ..Plan::default() }, |rig| {
+            rig.run(async {
+                let mut socket = Socket::open(rig, "ws=echo").await;
+                // Messages that a policy reads, and one that it refuses when much of it has passed already.
+                for size in [8, 300, 5000, 20_000, 70_000] {
+                    let seed = fresh();
+                    let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                    socket.send(Frame::new(Opcode::Text, format!("{{\"type\":\"note\",\"text\":\"{text}\"}}"))).await;
+                    let back = String::from_utf8(socket.next().await.payload.to_vec()).expect("words");
+                    assert!(back.contains(&text), "{} {size}", rig.name);
+                    let step = format!("websocket, JSON of {size}, open");
+                    rig.gone_all(&step, &masked_too(Search::default(), seed));
+                }
+                for size in [8, 70_000] {
+                    let seed = fresh();
+                    let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                    let mut socket = Socket::open(rig, "ws=echo").await;
+                    let refused = format!("{{\"session\":{{\"text\":\"{text}\",\"tracing\":\"auto\"}}}}");
+                    socket.send(Frame::new(Opcode::Text, refused)).await;
+                    assert!(String::from_utf8_lossy(&socket.next().await.payload).contains("policy_refused"));
+                    rig.gone_all(&format!("websocket, refused JSON of {size}"), &masked_too(Search::default(), seed));
+                }
+            });
+        });
+    }
 }
 
 // Reload and drain.

@@ -599,7 +599,7 @@ pub(super) mod tests {
 
     #[test]
     fn messages_are_the_same_plus_the_edit() {
-        let mut random = Random(0x5eed_0f_0123_4567);
+        let mut random = Random(0x005e_ed0f_0123_4567);
         for round in 0..150 {
             let edits = round % 3 != 0;
             let (mut stream, mut expected) = (Vec::new(), Vec::new());
