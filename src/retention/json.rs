@@ -289,6 +289,11 @@ impl Json {
         Ok(())
     }
 
+    /// Whether the root has been closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state == State::Tail
+    }
+
     /// The document has ended.
     pub(super) fn finish(&mut self, out: &mut Vec<Chunk>) -> Result<(), Denied> {
         match self.state {

@@ -384,6 +384,14 @@ impl Editor {
         if self.begun || !self.may_be_empty { self.walker.finish(out) } else { Ok(()) }
     }
 
+    /// Whether the document has ended, so that only white space may follow.
+    pub(crate) fn is_closed(&self) -> bool {
+        match &self.walker {
+            Walker::Json(json) => json.is_closed(),
+            Walker::Form(..) => false,
+        }
+    }
+
     /// What the body said so far.
     pub(crate) fn facts(&self) -> Facts {
         match &self.walker {

@@ -103,7 +103,9 @@ pub struct Setup {
     /// Put into `[metrics]`.
     pub metrics: String,
     pub upstream: String,
-    /// Replaces the default three upstreams, which relax all retention rules, so that any bytes may pass; may hold `{url}` and `{ca}`.
+    /// Relaxes all retention rules of the default three upstreams, so that bodies need not be what a provider would read.
+    pub any_bytes: bool,
+    /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
     pub environment: Vec<(String, String)>,
     /// Runs it as the user nobody, who may lock so many KiB of memory. Needs root.
@@ -118,6 +120,7 @@ impl Default for Setup {
             extra: String::new(),
             metrics: String::new(),
             upstream: String::new(),
+            any_bytes: true,
             upstreams: None,
             environment: Vec::new(),
             nobody: None,
@@ -192,12 +195,13 @@ impl Edge {
 
     /// The configuration text of `setup`, as written to `nullhop.toml` in the scratch folder.
     pub fn config(url: &str, setup: &Setup) -> String {
+        let rules = if setup.any_bytes { "retention = { allow = [\"all\"] }\n" } else { "" };
         let upstreams = setup.upstreams.clone().unwrap_or_else(|| {
             ["openai", "anthropic", "gemini"]
                 .map(|name| {
                     format!(
                         "[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n\
-                         retention = {{ allow = [\"all\"] }}\n{}\n",
+                         {rules}{}\n",
                         setup.upstream
                     )
                 })
