@@ -172,9 +172,18 @@ impl Reader {
         }
     }
 
-    /// The model that the answer names.
+    /// The model that the answer names, until it is forgotten.
     pub(super) fn model(&self) -> Option<&[u8]> {
-        self.model_known.then(|| self.model.get(..usize::from(self.model_length))).flatten()
+        let named = self.model_known && self.model_length > 0;
+        named.then(|| self.model.get(..usize::from(self.model_length))).flatten()
+    }
+
+    /// Wipes the model's name. No later one takes its place.
+    pub(super) fn forget_model(&mut self) {
+        if self.model_known {
+            self.model.zeroize();
+            self.model_length = 0;
+        }
     }
 
     /// Looks at more of the document, up to its end; takes what it passes off the front of `input`.

@@ -215,9 +215,14 @@ impl Meter {
         self.reader.output_events
     }
 
-    /// The model that the answer names so far: the first name that is not empty.
+    /// The model that the answer names so far: the first name that is not empty. `None` again once it is forgotten.
     pub fn model(&self) -> Option<&[u8]> {
         self.reader.model()
+    }
+
+    /// Wipes the model's name, for whoever has looked it up. No later name takes its place.
+    pub fn forget_model(&mut self) {
+        self.reader.forget_model();
     }
 
     /// The body's end, or where it broke off: what was counted. Figures that were only begun do not count. The same

@@ -129,7 +129,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     let empty = body.is_end_stream() && editor.is_none();
     let editor = editor.map(|mut editor| {
         editor.limit(bytes_max);
-        editor
+        (editor, way.tally.handles().clone())
     });
     let upload = Upload::new(body, bytes_max, way.tally.request_bytes(), editor);
     let api = way.billed_api(&parts.method);

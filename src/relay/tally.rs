@@ -55,8 +55,10 @@ pub(crate) struct Tally {
     model: ModelId,
     /// Looks on while an answer of 200 to 299 passes.
     look: Option<Box<Look>>,
+    /// By what the answer said, which knows better.
+    model_answered: Option<ModelId>,
     /// What a WebSocket's own meter counted.
-    websocket: Option<Box<(Report, ModelId)>>,
+    websocket: Option<Box<Report>>,
     /// All bytes of the answer's body so far.
     response_bytes_all: u64,
     first_byte: Option<Instant>,
@@ -88,6 +90,7 @@ impl Tally {
             head_came: false,
             billed: None,
             model: ModelId::OTHER,
+            model_answered: None,
             look: None,
             websocket: None,
             response_bytes_all: 0,
@@ -132,10 +135,14 @@ impl Tally {
         self.look.is_some()
     }
 
-    /// What a WebSocket's meter counted, once, at its end, and the model that it saw.
-    pub(crate) fn metered(&mut self, report: &Report, model: Option<&[u8]>) {
-        let model = model.map_or(self.model, |model| self.handles.models().find(model));
-        self.websocket = Some(Box::new((*report, model)));
+    /// The model that an answer names.
+    pub(super) fn answered_by(&mut self, model: &[u8]) {
+        self.model_answered = Some(self.handles.models().find(model));
+    }
+
+    /// What a WebSocket's meter counted, once, at its end.
+    pub(crate) fn metered(&mut self, report: &Report) {
+        self.websocket = Some(Box::new(*report));
     }
 
     /// The client has left. What comes from now on is looked at and goes nowhere.
@@ -165,9 +172,19 @@ impl Tally {
         self.handles.traffic(self.upstream).response(status, source);
     }
 
+    /// Looks the answer's model up as soon as it has a name, so that nobody keeps the name.
+    fn name_model(&mut self) {
+        if let Some(look) = &mut self.look
+            && let Some(model) = look.name_model(|name| self.handles.models().find(name))
+        {
+            self.model_answered = Some(model);
+        }
+    }
+
     /// A chunk of the answer passes.
     pub(super) fn passed(&mut self, bytes: &[u8], now: Instant) {
         let output_began = self.look.as_mut().is_some_and(|look| look.see(bytes));
+        self.name_model();
         if self.left.is_some() {
             self.last_byte = now;
             return;
@@ -247,7 +264,7 @@ impl Tally {
             Outcome::ClientAbort
         });
         if let Some((upload, _)) = &self.billed
-            && let Some(Some(model)) = upload.with_model(|name| name.map(|name| self.handles.models().find(name)))
+            && let Some(model) = upload.model()
         {
             self.model = model;
         }
@@ -307,7 +324,7 @@ impl Tally {
 
     fn figures(&mut self, outcome: &mut Outcome) -> Figures {
         if let Some(counted) = self.websocket.take() {
-            let (report, model) = *counted;
+            let (report, model) = (*counted, self.model_answered.unwrap_or(self.model));
             return match report.usage {
                 // A socket over which nothing was asked is no leak.
                 Usage::Absent => Figures::None,
@@ -324,7 +341,8 @@ impl Tally {
             };
         };
         let counted = look.finish(whole);
-        let model = look.model().map_or(self.model, |model| self.handles.models().find(model));
+        let named = look.name_model(|name| self.handles.models().find(name));
+        let model = named.or(self.model_answered).unwrap_or(self.model);
         if counted.report.end == End::Error && *outcome == Outcome::Ok {
             *outcome = Outcome::UpstreamError;
         }
@@ -445,7 +463,8 @@ mod tests {
         };
         let mut end = tally(&handles);
         end.answered(101, Source::Upstream, true);
-        end.metered(&report, Some(b"gpt-realtime-2"));
+        end.answered_by(b"gpt-realtime-2");
+        end.metered(&report);
         end.settle(Outcome::Ok);
         drop(end);
         for (kind, tokens) in [("uncached", 216), ("cache_read", 64), ("response", 72), ("reasoning", 0)] {
@@ -459,7 +478,7 @@ mod tests {
         // A socket over which nothing was asked is no leak.
         let mut idle = tally(&handles);
         idle.answered(101, Source::Upstream, true);
-        idle.metered(&Report::absent(), None);
+        idle.metered(&Report::absent());
         let account = idle.settle_usage();
         assert_eq!((account.source, account.missing), (UsageSource::None, None));
         drop(idle);
@@ -472,7 +491,7 @@ mod tests {
         let of = |usage: Usage, outcome: Option<Outcome>| {
             let mut tally = tally(&handles);
             tally.requested(b"gpt-4o-2024-08-06");
-            tally.metered(&Report { usage, input: Some(5), output: Some(3), ..Report::absent() }, None);
+            tally.metered(&Report { usage, input: Some(5), output: Some(3), ..Report::absent() });
             if let Some(outcome) = outcome {
                 tally.settle(outcome);
                 tally.settle(Outcome::Internal);
@@ -498,7 +517,7 @@ mod tests {
     fn a_panic_is_one_account_with_what_was_counted() {
         let (metrics, handles) = metrics();
         let mut tally = tally(&handles);
-        tally.metered(&Report { usage: Usage::Final, input: Some(5), ..Report::absent() }, None);
+        tally.metered(&Report { usage: Usage::Final, input: Some(5), ..Report::absent() });
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _tally = tally;
             std::panic::resume_unwind(Box::new(()));
@@ -524,7 +543,7 @@ mod tests {
         tally.client_left(at(1300));
         tally.passed(b"more", at(5000));
         tally.ended(Outcome::Ok);
-        tally.metered(&Report { usage: Usage::Final, output: Some(11), ..Report::absent() }, None);
+        tally.metered(&Report { usage: Usage::Final, output: Some(11), ..Report::absent() });
         let account = tally.settle_usage();
         assert_eq!(account.outcome, Outcome::ClientAbort);
         assert_eq!(account.duration, Duration::from_millis(1300));

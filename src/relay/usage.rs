@@ -114,9 +114,12 @@ impl Look {
         self.meter.as_ref().filter(|_| !self.busy).map_or(0, Meter::output_events)
     }
 
-    /// The model that the answer names.
-    pub(super) fn model(&self) -> Option<&[u8]> {
-        self.meter.as_ref().filter(|_| !self.busy)?.model()
+    /// Shows the model that the answer names, once, and wipes its name.
+    pub(super) fn name_model<T>(&mut self, look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let meter = self.meter.as_mut().filter(|_| !self.busy)?;
+        let found = meter.model().map(look)?;
+        meter.forget_model();
+        Some(found)
     }
 }
 

@@ -67,6 +67,11 @@ impl Form {
         (self.model_len > 0).then(|| &self.model[..self.model_len])
     }
 
+    pub(super) fn forget_model(&mut self) {
+        wipe(&mut self.model);
+        self.model_len = 0;
+    }
+
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Denied> {
         let mut place = 0;
         while let Some(&byte) = bytes.get(place) {

@@ -78,6 +78,8 @@ pub(super) struct Json {
     model: [u8; MODEL_BYTES_MAX],
     model_len: usize,
     model_seen: bool,
+    /// The root has named its model, which goes before any that stands deeper.
+    root_named: bool,
 
     state: State,
     depth: usize,
@@ -214,6 +216,7 @@ impl Json {
             model: [0; MODEL_BYTES_MAX],
             model_len: 0,
             model_seen: false,
+            root_named: false,
             state: State::Root,
             depth: 0,
             arrays: [0; DEPTH_MAX / 64],
@@ -266,6 +269,12 @@ impl Json {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         self.held.len() + self.taken.len()
+    }
+
+    /// Wipes the model's name.
+    pub(super) fn forget_model(&mut self) {
+        wipe(&mut self.model);
+        self.model_len = 0;
     }
 
     /// Takes one piece in; what goes on is put into `out`.
@@ -513,6 +522,13 @@ impl Json {
         }
     }
 
+    /// Nothing of the text is needed any more.
+    fn clear_text(&mut self) {
+        let used = self.text_len.min(TEXT_MAX);
+        wipe(&mut self.text[..used]);
+        self.text_len = 0;
+    }
+
     /// As much of the text as is looked at.
     fn text(&self) -> &[u8] {
         &self.text[..self.text_len.min(TEXT_MAX)]
@@ -708,6 +724,8 @@ impl Json {
         if let Some(node) = self.node {
             self.judge_start(node, byte, place)?;
         }
+        // That of the value's key.
+        self.clear_text();
         self.capture = false;
         match byte {
             b'{' | b'[' => self.open(byte == b'['),
@@ -873,7 +891,9 @@ impl Json {
                 if !self.plan.models.allows(self.text(), self.text_is_whole()) {
                     return Err(Denied::Model);
                 }
-                if (self.depth == 1 || self.model_len == 0) && self.text_is_whole() {
+                let root = self.depth == 1;
+                if (root || !self.root_named) && self.text_is_whole() {
+                    self.root_named = root;
                     self.model_len = self.text_len;
                     self.model[..self.text_len].copy_from_slice(&self.text[..self.text_len]);
                 }
@@ -888,6 +908,9 @@ impl Json {
     fn end_value(&mut self, bytes: &[u8], end: usize) -> Result<(), Denied> {
         self.state = State::After;
         self.node = None;
+        if self.capture {
+            self.clear_text();
+        }
         if let Some((from, depth)) = self.blank
             && depth == self.depth
         {

@@ -400,11 +400,20 @@ impl Editor {
         }
     }
 
-    /// The model that the body names, if it did so already. Content: for looking at, not for keeping.
+    /// The model that the body names, if it did so already and it was not forgotten. Content: for looking at, not for
+    /// keeping.
     pub(crate) fn model(&self) -> Option<&[u8]> {
         match &self.walker {
             Walker::Json(json) => json.model(),
             Walker::Form(form, _) => form.model(),
+        }
+    }
+
+    /// Wipes the model's name, for whoever has looked it up.
+    pub(crate) fn forget_model(&mut self) {
+        match &mut self.walker {
+            Walker::Json(json) => json.forget_model(),
+            Walker::Form(form, _) => form.forget_model(),
         }
     }
 }

@@ -1031,7 +1031,7 @@ fn random_documents_come_out_as_the_twin_says() {
             }
             (Err(_), Err(_)) => {}
             (edited, wanted) => {
-                panic!("{round}: {path} {body}: {:?} {wanted:?}", edited.map(|edited| edited.text).map_err(|d| d))
+                panic!("{round}: {path} {body}: {:?} {wanted:?}", edited.map(|edited| edited.text))
             }
         }
     }

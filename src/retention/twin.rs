@@ -93,7 +93,7 @@ impl Twin<'_> {
     fn value(&mut self, node: &'static Node, value: &mut Value) {
         let rules = self.plan.rules;
         match (node.act, &mut *value) {
-            (Act::Present(rule), Value::Null | Value::Bool(false)) => drop(rule),
+            (Act::Present(_), Value::Null | Value::Bool(false)) => {}
             (Act::Present(rule), _) => self.deny(Denied::Rule(rule)),
             (Act::Wish(_), Value::Null | Value::Bool(false)) => {}
             (Act::Wish(_), Value::String(text)) if text.is_empty() => {}
@@ -101,11 +101,8 @@ impl Twin<'_> {
             (Act::Wish(_), Value::Array(_)) => {}
             (Act::Wish(rule), _) => self.deny(Denied::Rule(rule)),
             (Act::Store(_), Value::Bool(false)) => {}
-            (Act::Store(rule), Value::Null) => {
-                if rules.has(rule) {
-                    *value = Value::Bool(false);
-                }
-            }
+            (Act::Store(rule), Value::Null) if rules.has(rule) => *value = Value::Bool(false),
+            (Act::Store(_), Value::Null) => {}
             (Act::Store(rule), _) => self.deny(Denied::Rule(rule)),
             (Act::Force(..), Value::Object(_)) if !node.is_leaf() => {}
             (Act::Force(rule, _), Value::Object(_) | Value::Array(_)) => self.deny(Denied::Rule(rule)),

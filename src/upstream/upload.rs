@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
@@ -22,6 +23,8 @@ use crate::hygiene::WipedIncoming;
 use crate::retention::Denied;
 use crate::retention::Editor;
 use crate::retention::Facts;
+use crate::telemetry::metrics::Handles;
+use crate::telemetry::models::ModelId;
 
 /// Why a request body ended before its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +101,9 @@ struct Editing {
     ready: VecDeque<Chunk>,
     /// The client's body has ended, and the editor knows.
     finished: bool,
+    /// Looks the model up as soon as it has a name, so that nobody keeps the name.
+    handles: Arc<Handles>,
+    model: Option<ModelId>,
 }
 
 impl Editing {
@@ -114,6 +120,10 @@ impl Editing {
                 chunk = first;
             }
             self.editor.feed(chunk, &mut self.out)?;
+            if let Some(name) = self.editor.model() {
+                self.model = Some(self.handles.models().find(name));
+                self.editor.forget_model();
+            }
             let waiting: usize = self.out.iter().map(|piece| piece.as_slice().len()).sum();
             // What holds the document's end waits for the body's, so that the last frame is not a brace alone: servers
             // take a connection with many frames of a byte for an attack. White space behind it is not collected.
@@ -152,12 +162,17 @@ impl Editing {
 const FRAME_BYTES: usize = 16 << 10;
 
 impl Upload {
-    /// A body of which at most `bytes_max` bytes pass, through `editor` if there is one.
-    pub(crate) fn new(body: WipedIncoming, bytes_max: u64, counter: IntCounter, editor: Option<Editor>) -> Rc<Self> {
-        let editing = editor.map(|editor| {
+    /// A body of which at most `bytes_max` bytes pass, through an editor if there is one.
+    pub(crate) fn new(
+        body: WipedIncoming,
+        bytes_max: u64,
+        counter: IntCounter,
+        editor: Option<(Editor, Arc<Handles>)>,
+    ) -> Rc<Self> {
+        let editing = editor.map(|(editor, handles)| {
             let left = body.size_hint().exact().zip(editor.slot()).and_then(|(len, slot)| len.checked_add(slot));
             let (out, ready) = (Vec::new(), VecDeque::new());
-            RefCell::new(Editing { editor, left, rest: None, out, ready, finished: false })
+            RefCell::new(Editing { editor, left, rest: None, out, ready, finished: false, handles, model: None })
         });
         let ended = body.is_end_stream() && editing.is_none();
         let now = Instant::now();
@@ -190,9 +205,9 @@ impl Upload {
         self.editing.as_ref().map(|editing| editing.borrow().editor.facts()).unwrap_or_default()
     }
 
-    /// Shows the model that the body names so far, if it is read. Content: to be looked at, not to be kept.
-    pub(crate) fn with_model<T>(&self, look: impl FnOnce(Option<&[u8]>) -> T) -> Option<T> {
-        self.editing.as_ref().map(|editing| look(editing.borrow().editor.model()))
+    /// The model that the body names so far, if it is read.
+    pub(crate) fn model(&self) -> Option<ModelId> {
+        self.editing.as_ref()?.borrow().model
     }
 
     /// Bytes passed so far.

@@ -342,7 +342,9 @@ impl Tunnel {
     pub(super) async fn run(mut self) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let outcome = std::future::poll_fn(|cx| {
-            if let Poll::Ready(outcome) = self.poll_directions(cx) {
+            let moved = self.poll_directions(cx);
+            self.name_model();
+            if let Poll::Ready(outcome) = moved {
                 return Poll::Ready(outcome);
             }
             while tick.poll_tick(cx).is_ready() {
@@ -382,12 +384,23 @@ impl Tunnel {
                 if outcome == Outcome::UpstreamCut { FailureReason::Reset } else { FailureReason::IdleTimeout };
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
-        if let Some(mut meter) = self.down.meter.take() {
+        if let Some(meter) = &mut self.down.meter {
             let report = meter.finish();
-            self.tally.metered(&report, meter.model());
+            self.tally.metered(&report);
+            self.name_model();
         }
         self.tally.websocket_bytes(self.up.bytes, self.down.bytes);
         self.tally.settle(outcome);
+    }
+
+    /// Looks the model up as soon as it has a name, so that nobody keeps the name.
+    fn name_model(&mut self) {
+        if let Some(meter) = &mut self.down.meter
+            && let Some(model) = meter.model()
+        {
+            self.tally.answered_by(model);
+            meter.forget_model();
+        }
     }
 
     fn poll_directions(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
