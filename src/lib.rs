@@ -15,7 +15,6 @@ pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
-#[allow(dead_code, reason = "messages of WebSockets and facts are taken into use with the meter")]
 pub(crate) mod retention;
 pub(crate) mod route;
 pub(crate) mod scripted;

@@ -203,7 +203,7 @@ impl Cause {
             }
             Self::Relaxed(Some(rule)) => {
                 let (name, says) = (rule.as_str(), rule.says());
-                format!("the retention rule `{name}` is relaxed: {says} are let through to the provider")
+                format!("the retention rule `{name}` is relaxed: requests may ask the provider for {says}")
             }
             Self::Relaxed(None) => "all retention rules are relaxed: requests are passed on as they come".to_owned(),
             Self::NotRepeated(section) => {
