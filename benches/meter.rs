@@ -34,7 +34,8 @@ const TOLERANCE: u64 = 5;
 
 /// What events carry, one after the other: texts as tokens have them.
 const TEXTS: [&str; 16] = [
-    "The", " answer", " is", ",", " as", " so", " often", ":", "\\n\\n", " it", " depends", " \\\"on", "\\\"", " what", " you", " compute",
+    "The", " answer", " is", ",", " as", " so", " often", ":", "\\n\\n", " it", " depends", " \\\"on", "\\\"", " what",
+    " you", " compute",
 ];
 
 fn works() -> Vec<Work> {
@@ -214,12 +215,11 @@ fn speeds() {
         let documents = documents(&work);
         let speed = |time: Duration| work.bytes.len() as f64 / time.as_secs_f64() / 1e9;
         let (mut buffers, mut copy) = (simd_json::Buffers::new(1 << 21), Vec::new());
-        let [ours, sonic, simd] = best(&mut [
-            &mut || _ = black_box(metered_work(&work)),
-            &mut || sonic(&documents),
-            &mut || simd(&documents, &mut buffers, &mut copy),
-        ])
-        .map(speed);
+        let [ours, sonic, simd] =
+            best(&mut [&mut || _ = black_box(metered_work(&work)), &mut || sonic(&documents), &mut || {
+                simd(&documents, &mut buffers, &mut copy)
+            }])
+            .map(speed);
         let ratio = ours / sonic.max(simd);
         println!("{:<28} {ours:>5.2} GB/s {sonic:>5.2} GB/s {simd:>5.2} GB/s {ratio:>7.1}", work.name);
     }

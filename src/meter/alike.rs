@@ -79,12 +79,15 @@ impl Pattern {
         // A place in the pattern, and the one in the event that goes with it.
         let (mut there, mut here) = (self.start, from);
         loop {
-            let rest = input.get(there..self.end)?;
-            let alike = scan::alike(rest, input.get(here..here + rest.len())?);
+            let length = (self.end - there).min(input.len().saturating_sub(here));
+            let alike = scan::alike(input.get(there..there + length)?, input.get(here..here + length)?);
             there += alike;
             here += alike;
             if there >= self.end {
                 return Some(here);
+            }
+            if alike == length {
+                return None;
             }
             let &(start, end) = gaps.find(|(_, end)| *end >= there)?;
             if there < start {
@@ -101,6 +104,103 @@ impl Pattern {
                 here = scan::scalar_end(input, here);
             }
             there = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Api;
+    use super::super::document::Progress;
+    use super::super::document::Reader;
+    use super::super::table::Kind;
+    use super::super::totals::Totals;
+    use super::*;
+
+    /// Whether `other` is taken for saying the same as `one`.
+    fn alike(one: &str, other: &str) -> bool {
+        let input = [one, other].concat();
+        let mut reader = Reader::new(Api::OpenaiChat.table(false), Totals::default());
+        let mut gaps = Gaps::new();
+        let line = one.trim_end();
+        let mut rest = line.strip_prefix("data: ").expect("an event").as_bytes();
+        assert!(reader.read_hearing(&mut rest, gaps.ending_at(line.len())) == Progress::Done, "{one}");
+        let said = reader.end(Kind::Other).expect("no figures");
+        let pattern = Pattern::new(0, one.len(), &gaps, said);
+        for end in one.len()..input.len() {
+            assert!(pattern.end_of_alike(&input.as_bytes()[..end], one.len()).is_none(), "cut at {end}: {other}");
+        }
+        let end = pattern.end_of_alike(input.as_bytes(), one.len());
+        assert!(end.is_none_or(|end| end == input.len()), "{other}");
+        end.is_some()
+    }
+
+    fn event(text: &str, number: &str, reason: &str) -> String {
+        format!(
+            "data: {{\"id\":\"x\",\"created\":{number},\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}},\
+             \"index\":{number},\"finish_reason\":{reason}}}]}}\n\n"
+        )
+    }
+
+    #[test]
+    fn what_nobody_looks_at_may_differ() {
+        let texts = [
+            "",
+            "a",
+            "ab",
+            "b",
+            "\\n",
+            "a\\\"",
+            "a\\\\",
+            "a\\\\b",
+            "\\\\\\\"",
+            "a\\\\\\\"b",
+            "\u{e9}",
+            "}]}",
+            "data: {",
+            "\\u00e9",
+            "a text that is longer than a block of bytes is",
+            "a text that is longer than a \\\"block\\\" of bytes is",
+        ];
+        let numbers = ["0", "1", "12", "-1", "1.5e9", "null", "true", "18446744073709551616"];
+        for one in texts {
+            for other in texts {
+                assert!(alike(&event(one, "1", "null"), &event(other, "1", "null")), "{one} and {other}");
+            }
+        }
+        for one in numbers {
+            for other in numbers {
+                assert!(alike(&event("a", one, "null"), &event("b", other, "null")), "{one} and {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_else_may() {
+        let one = event("text", "1", "null");
+        for other in [
+            event("text", "1", "\"stop\""),
+            event("text", "1", "\"\""),
+            event("text", "1", "false"),
+            event("text", "1", "null "),
+            event("text", "\"1\"", "null"),
+            event("text", "{}", "null"),
+            event("text", "", "null"),
+            event("text", "]", "null"),
+            event("te\nxt", "1", "null"),
+            event("te\rxt", "1", "null"),
+            event("te\\\nxt", "1", "null"),
+            event("text\\", "1", "null"),
+            event("te\"xt", "1", "null"),
+            event("text", "1\n", "null"),
+            one.replace("index", "indes"),
+            one.replace("\"id\"", "\"model\""),
+            one.replace("}]}", "}],\"usage\":{\"prompt_tokens\":1}}"),
+            one.replace("data: ", "data:"),
+            one.replace("\n\n", "\r\n\r\n"),
+            one.replace("\n\n", "\n:\n"),
+        ] {
+            assert!(!alike(&one, &other), "{other}");
         }
     }
 }

@@ -106,7 +106,9 @@ impl Events {
                         let said = self.end_of_event(reader);
                         rest = &rest[1..];
                         self.after_cr = byte == b'\r';
-                        if self.after_cr && let Some(after) = rest.strip_prefix(b"\n") {
+                        if self.after_cr
+                            && let Some(after) = rest.strip_prefix(b"\n")
+                        {
                             self.after_cr = false;
                             rest = after;
                         }

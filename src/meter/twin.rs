@@ -118,6 +118,12 @@ pub fn check(api: usize, framing: usize, bytes: &[u8]) {
         assert!(metered(api, framing, bytes, &[cut]) == whole, "cut at {cut}");
     }
     agrees(api, framing, bytes, &whole);
+    // Twice, so that events are met again in one piece; and byte by byte, where none is.
+    let twice = [bytes, b"\n\n", bytes].concat();
+    let all: Vec<usize> = (0..twice.len()).collect();
+    let whole = metered(api, framing, &twice, &[]);
+    assert!(metered(api, framing, &twice, &all) == whole, "byte by byte");
+    agrees(api, framing, &twice, &whole);
 }
 
 /// A document, `Some(None)` if it is incomplete or no object, `None` if it is malformed.
