@@ -131,14 +131,8 @@ fn documents(work: &Work) -> Vec<&[u8]> {
     lines.filter_map(|line| line.strip_prefix(b"data: ")).filter(|data| data.starts_with(b"{")).collect()
 }
 
-fn sonic(documents: &[&[u8]]) {
-    for document in documents {
-        let value: sonic_rs::Value = sonic_rs::from_slice(black_box(document)).expect("JSON");
-        black_box(&value);
-    }
-}
-
-fn simd(documents: &[&[u8]], buffers: &mut simd_json::Buffers, copy: &mut Vec<u8>) {
+/// Parses each into a tape, with buffers that are used again: the least that the fastest JSON crate can do.
+fn parsed(documents: &[&[u8]], buffers: &mut simd_json::Buffers, copy: &mut Vec<u8>) {
     for document in documents {
         copy.clear();
         copy.extend_from_slice(black_box(document));
@@ -210,17 +204,15 @@ fn main() {
 }
 
 fn speeds() {
-    println!("{:<28} {:>10} {:>10} {:>10} {:>7}", "work", "meter", "sonic-rs", "simd-json", "ratio");
+    println!("{:<28} {:>10} {:>10} {:>7}", "work", "meter", "simd-json", "ratio");
     for work in works() {
         let documents = documents(&work);
         let speed = |time: Duration| work.bytes.len() as f64 / time.as_secs_f64() / 1e9;
         let (mut buffers, mut copy) = (simd_json::Buffers::new(1 << 21), Vec::new());
-        let [ours, sonic, simd] =
-            best(&mut [&mut || _ = black_box(metered_work(&work)), &mut || sonic(&documents), &mut || {
-                simd(&documents, &mut buffers, &mut copy)
-            }])
-            .map(speed);
-        let ratio = ours / sonic.max(simd);
-        println!("{:<28} {ours:>5.2} GB/s {sonic:>5.2} GB/s {simd:>5.2} GB/s {ratio:>7.1}", work.name);
+        let [ours, theirs] = best(&mut [&mut || _ = black_box(metered_work(&work)), &mut || {
+            parsed(&documents, &mut buffers, &mut copy)
+        }])
+        .map(speed);
+        println!("{:<28} {ours:>5.2} GB/s {theirs:>5.2} GB/s {:>7.1}", work.name, ours / theirs);
     }
 }

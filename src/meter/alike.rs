@@ -15,15 +15,18 @@ use super::json::Hearer;
 use super::scan;
 
 /// How many strings and numbers may differ; further ones have to be the same.
-const GAPS: usize = 16;
+const GAPS: usize = 12;
 
-/// What was passed over in the event at hand, as places in the input.
+/// From a string's or number's first byte to the one after its last, as places in the input.
+type Gap = (u32, u32);
+
+/// What was passed over in the event at hand.
 pub(super) struct Gaps {
     /// Where the bytes end that a walker has been given.
     end: usize,
     count: usize,
-    /// Each from its first byte to the one after it, in order.
-    all: [(usize, usize); GAPS],
+    /// In order.
+    all: [Gap; GAPS],
 }
 
 impl Gaps {
@@ -48,7 +51,8 @@ impl Hearer for Gaps {
     #[inline(always)]
     fn passed(&mut self, from: usize, to: usize) {
         if let Some(gap) = self.all.get_mut(self.count) {
-            *gap = (self.end - from, self.end - to);
+            // What does not fit is not used: see `Pattern::new`.
+            *gap = ((self.end - from) as u32, (self.end - to) as u32);
             self.count += 1;
         }
     }
@@ -59,14 +63,15 @@ pub(super) struct Pattern {
     start: usize,
     end: usize,
     count: usize,
-    gaps: [(usize, usize); GAPS],
+    gaps: [Gap; GAPS],
     pub(super) said: Said,
 }
 
 impl Pattern {
     /// The event from `start` to `end` said `said`, and `gaps` were passed over.
     pub(super) fn new(start: usize, end: usize, gaps: &Gaps, said: Said) -> Self {
-        Self { start, end, count: gaps.count, gaps: gaps.all, said }
+        let count = if u32::try_from(end).is_ok() { gaps.count } else { 0 };
+        Self { start, end, count, gaps: gaps.all, said }
     }
 
     /// Where the event at `from` ends, if it is whole and says the same.
@@ -89,7 +94,8 @@ impl Pattern {
             if alike == length {
                 return None;
             }
-            let &(start, end) = gaps.find(|(_, end)| *end >= there)?;
+            let &(start, end) = gaps.find(|(_, end)| *end as usize >= there)?;
+            let (start, end) = (start as usize, end as usize);
             if there < start {
                 return None;
             }

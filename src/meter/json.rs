@@ -256,30 +256,44 @@ pub(crate) enum Step<'s> {
     More,
     /// An object or array begins. What is in it is told of next, if paths lead there.
     Enter {
+        /// Whose value it is.
         place: Place,
+        /// An array, not an object.
         array: bool,
     },
     /// An array's element, itself an object or array that paths lead into, has ended.
     Leave,
     /// Part of a string, unescaped. Parts may be empty. `first` and `last` say whether it begins or ends here.
     Text {
+        /// Whose value it is.
         place: Place,
+        /// The part.
         piece: &'s [u8],
+        /// It is the first.
         first: bool,
+        /// It is the last.
         last: bool,
     },
     /// A number as it is written; empty if it has more than 32 characters and was cut.
     Number {
+        /// Whose value it is.
         place: Place,
+        /// Its text.
         text: &'s [u8],
     },
+    /// The word `true`.
     True {
+        /// Whose value it is.
         place: Place,
     },
+    /// The word `false`.
     False {
+        /// Whose value it is.
         place: Place,
     },
+    /// The word `null`.
     Null {
+        /// Whose value it is.
         place: Place,
     },
     /// The document is complete. From here on only white space may follow.

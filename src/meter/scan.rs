@@ -193,6 +193,34 @@ fn far_string_end(bytes: &[u8], from: usize) -> usize {
     memchr::memchr2(b'"', b'\\', rest).map_or(bytes.len(), |at| from + at)
 }
 
+/// How far [`line_end`] looks before `memchr` takes over.
+const LINE: usize = 512;
+
+/// Where the line that `bytes` begin with ends: at its first LF or CR.
+#[inline(always)]
+pub(super) fn line_end(bytes: &[u8]) -> Option<usize> {
+    let find = |block: &Block| block.equal(b'\n') | block.equal(b'\r');
+    let mut at = 0;
+    while let Some(block) = block(bytes, at) {
+        let found = find(&block);
+        if found != 0 {
+            return Some(at + Block::first(found));
+        }
+        at += WIDTH;
+        if at >= LINE {
+            return far_line_end(bytes, at);
+        }
+    }
+    let end = tail(bytes, at, find);
+    (end < bytes.len()).then_some(end)
+}
+
+#[cold]
+#[inline(never)]
+fn far_line_end(bytes: &[u8], from: usize) -> Option<usize> {
+    memchr::memchr2(b'\n', b'\r', bytes.get(from..)?).map(|at| from + at)
+}
+
 /// Where the first `"`, bracket or brace at or after `from` stands; the length of `bytes` if there is none.
 #[inline(always)]
 pub(super) fn structure(bytes: &[u8], from: usize) -> usize {
@@ -303,6 +331,21 @@ mod tests {
                     let end = naive(&line, from);
                     let here = (end + 1 < length && !(from..end).contains(&newline)).then_some(end);
                     assert_eq!(quote_in_line(&line, from), here, "{newline} {}", String::from_utf8_lossy(&bytes));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lines_end_where_a_loop_says() {
+        for length in (0..80).chain([LINE - 1, LINE, LINE + 1, LINE + 100]) {
+            assert_eq!(line_end(&vec![b'a'; length]), None);
+            for end in 0..length {
+                for byte in *b"\n\r" {
+                    let mut bytes = vec![b'a'; length];
+                    bytes[end] = byte;
+                    bytes[length - 1] = b'\n';
+                    assert_eq!(line_end(&bytes), Some(end), "of {length}");
                 }
             }
         }

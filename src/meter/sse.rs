@@ -10,6 +10,7 @@ use super::document::Progress;
 use super::document::Reader;
 use super::document::Said;
 use super::json::Hearer;
+use super::scan;
 use super::table::Kind;
 
 /// What ends the stream of OpenAI's chat form.
@@ -112,7 +113,9 @@ impl Events {
                             self.after_cr = false;
                             rest = after;
                         }
-                        if let (Some(said), Some(start), false) = (said, start.take(), self.after_cr) {
+                        // A line feed may still follow; and where nothing does, there is nothing to compare.
+                        if let (Some(said), Some(start), false) = (said, start.take(), self.after_cr || rest.is_empty())
+                        {
                             pattern = Some(Pattern::new(start, bytes.len() - rest.len(), &gaps, said));
                         }
                     } else {
@@ -121,15 +124,15 @@ impl Events {
                     }
                 }
                 At::Data => {
-                    let end = memchr::memchr2(b'\n', b'\r', rest);
+                    let end = scan::line_end(rest);
                     let line = &rest[..end.unwrap_or(rest.len())];
                     let line_end = bytes.len() - rest.len() + line.len();
                     self.data(reader, line, gaps.ending_at(line_end));
                     rest = self.after_line(rest, end);
                 }
-                At::Rest => rest = self.after_line(rest, memchr::memchr2(b'\n', b'\r', rest)),
+                At::Rest => rest = self.after_line(rest, scan::line_end(rest)),
                 At::Event => {
-                    let end = memchr::memchr2(b'\n', b'\r', rest);
+                    let end = scan::line_end(rest);
                     // The walker is between two tokens here, so nothing else is in need of the word.
                     let word = reader.document.word(&rest[..end.unwrap_or(rest.len())], false, end.is_some());
                     if let Some(word) = word {

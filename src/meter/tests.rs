@@ -480,6 +480,15 @@ fn events_alike_say_what_each_says_alone() {
 }
 
 #[test]
+fn figures_are_not_said_again() {
+    let event = |figure: u32| format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{figure}}}}}\n\n");
+    let broken = event(9).replace("}}", "}");
+    let text = [event(3), broken, event(3), "data: [DONE]\n\n".to_owned()].concat();
+    assert!(compare(Api::OpenaiChat, Framing::Sse, text.as_bytes(), &mut Dice(1)));
+    assert_eq!(twin::metered(Api::OpenaiChat, Framing::Sse, text.as_bytes(), &[]).0.input, Some(3));
+}
+
+#[test]
 fn paths_lead_to_apis() {
     use crate::provider::Provider::*;
     for (provider, path, api) in [

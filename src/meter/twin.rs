@@ -13,12 +13,17 @@ use super::Usage;
 /// What the twin makes of an answer.
 #[derive(Debug, PartialEq)]
 pub struct Reading {
+    /// How sure the figures are.
     pub usage: Usage,
+    /// How the answer ended.
     pub end: End,
     /// Input, cached, cache write, output, reasoning.
     pub figures: Option<[u64; 5]>,
+    /// Input and output beside the main usage.
     pub side: [u64; 2],
+    /// Of audio.
     pub seconds: Option<f64>,
+    /// The model's name.
     pub model: Option<String>,
 }
 
