@@ -99,6 +99,7 @@ mod portable {
     pub(crate) const WIDTH: usize = 8;
 
     /// Which bytes of a block were found: the high bit of each.
+    #[cfg(not(target_arch = "x86_64"))]
     pub(crate) type Found = u64;
 
     const LOW: u64 = 0x0101_0101_0101_0101;
@@ -149,7 +150,7 @@ mod portable {
         /// What a result says of the bytes from `place` on, which is in the block.
         #[inline(always)]
         pub(crate) fn from_place(found: u64, place: usize) -> u64 {
-            found & (u64::MAX << (8 * place & 63))
+            found & (u64::MAX << ((8 * place) & 63))
         }
 
         /// The place of the first byte in a result that is not zero.

@@ -50,7 +50,7 @@ pub(super) struct Said {
 }
 
 /// Those of [`Document::seen`] that stand for figures.
-const FIGURES: u64 = (1 << NUMBERS) - 1 | 1 << SECONDS;
+const FIGURES: u64 = ((1 << NUMBERS) - 1) | (1 << SECONDS);
 
 /// How far a document has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
