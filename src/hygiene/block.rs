@@ -65,6 +65,19 @@ mod sse2 {
             }
         }
 
+        /// Which bytes are not those of `other`.
+        #[inline(always)]
+        pub(crate) fn differs(&self, other: &Self) -> u32 {
+            // SAFETY: every x86-64 has SSE2; there is no other condition.
+            unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(self.0, other.0)).cast_unsigned() ^ 0xFFFF }
+        }
+
+        /// A result with one bit for each byte, the lowest for the first.
+        #[inline(always)]
+        pub(crate) fn bits(found: u32) -> u64 {
+            u64::from(found)
+        }
+
         /// What a result says of the bytes from `place` on, which is in the block.
         #[inline(always)]
         pub(crate) fn from_place(found: u32, place: usize) -> u32 {
@@ -86,6 +99,7 @@ mod portable {
     pub(crate) const WIDTH: usize = 8;
 
     /// Which bytes of a block were found: the high bit of each.
+    #[cfg(not(target_arch = "x86_64"))]
     pub(crate) type Found = u64;
 
     const LOW: u64 = 0x0101_0101_0101_0101;
@@ -120,10 +134,23 @@ mod portable {
             !(((self.0 & !HIGH) + LOW * u64::from(127 - byte)) | self.0) & HIGH
         }
 
+        /// Which bytes are not those of `other`.
+        #[inline(always)]
+        pub(crate) fn differs(&self, other: &Self) -> u64 {
+            !Self(self.0 ^ other.0).equal(0) & HIGH
+        }
+
+        /// A result with one bit for each byte, the lowest for the first.
+        #[inline(always)]
+        pub(crate) fn bits(found: u64) -> u64 {
+            // Moves the bit of byte n up by 56 - 7n, to 56 + n; what else the product holds stays below or goes over.
+            (found >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
+        }
+
         /// What a result says of the bytes from `place` on, which is in the block.
         #[inline(always)]
         pub(crate) fn from_place(found: u64, place: usize) -> u64 {
-            found & (u64::MAX << (8 * place & 63))
+            found & (u64::MAX << ((8 * place) & 63))
         }
 
         /// The place of the first byte in a result that is not zero.
@@ -160,6 +187,9 @@ mod tests {
                             let found = Block::from_place(found, first);
                             let naive = bytes[first..].iter().position(wanted).map(|at| at + first);
                             assert_eq!((found != 0).then(|| Block::first(found)), naive, "{bytes:?} from {first}");
+                            let differs = Block::bits(block.differs(&Block::new(&[b'!'; WIDTH])));
+                            assert_eq!(differs, 1 << first | 1 << second, "{bytes:?}");
+                            assert_eq!(block.differs(&Block::new(&bytes)), 0);
                         }
                     }
                 }

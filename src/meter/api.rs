@@ -16,7 +16,6 @@ impl Api {
     ///
     /// Free counts (`count_tokens`, `countTokens`, `/responses/input_tokens`) are none, nor are batches, whose answers are
     /// results that were billed before.
-    #[cfg_attr(not(test), expect(dead_code, reason = "taken into use by the relay"))]
     pub(crate) fn of(provider: Provider, path: &str) -> Option<Self> {
         match provider {
             Provider::Anthropic => messages(path),
@@ -61,7 +60,6 @@ impl Api {
 impl Framing {
     /// How an answer is cut that calls its body `content_type` (the header's value, empty if there is none); `None` if it
     /// is nothing to look into. A Gemini array is [`Framing::Json`], which sees by itself that it is one.
-    #[cfg_attr(not(test), expect(dead_code, reason = "taken into use by the relay"))]
     pub(crate) fn of(content_type: &[u8], websocket: bool) -> Option<Self> {
         if websocket {
             return Some(Self::Messages);

@@ -3,6 +3,7 @@
 use zeroize::Zeroize;
 
 use super::MODEL_BYTES_MAX;
+use super::json::Hearer;
 use super::json::Place;
 use super::json::Step;
 use super::json::Walker;
@@ -39,6 +40,17 @@ pub(super) struct Document {
     /// A kind or reason in parts.
     word: [u8; WORD],
 }
+
+/// All that a complete document without figures has said. Where it named a model, that is known.
+pub(super) struct Said {
+    seen: u64,
+    kind: Kind,
+    item_kind: Kind,
+    counted: bool,
+}
+
+/// Those of [`Document::seen`] that stand for figures.
+const FIGURES: u64 = ((1 << NUMBERS) - 1) | (1 << SECONDS);
 
 /// How far a document has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -189,9 +201,15 @@ impl Reader {
     /// Looks at more of the document, up to its end; takes what it passes off the front of `input`.
     #[inline]
     pub(super) fn read(&mut self, input: &mut &[u8]) -> Progress {
+        self.read_hearing(input, &mut ())
+    }
+
+    /// The same, with a word to `hearer` of what nobody looks at.
+    #[inline]
+    pub(super) fn read_hearing(&mut self, input: &mut &[u8], hearer: &mut impl Hearer) -> Progress {
         let table = self.table;
         loop {
-            let step = self.walker.next(&table.paths, input);
+            let step = self.walker.next_hearing(&table.paths, input, hearer);
             match step {
                 Step::More => return Progress::More,
                 Step::Done => return Progress::Done,
@@ -299,8 +317,11 @@ impl Reader {
     }
 
     /// The document is over. It counts if it is complete; `kind` stands in for a kind that it does not name itself.
+    ///
+    /// What it said, if it is complete and had no figures.
     #[inline]
-    pub(super) fn end(&mut self, kind: Kind) {
+    pub(super) fn end(&mut self, kind: Kind) -> Option<Said> {
+        let mut said = None;
         if self.walker.is_done() {
             if !self.document.has(KIND) {
                 self.document.kind = kind;
@@ -309,6 +330,10 @@ impl Reader {
                 }
             }
             (self.table.commit)(&self.document, &mut self.totals);
+            if self.document.seen & FIGURES == 0 {
+                let Document { seen, kind, item_kind, counted, .. } = self.document;
+                said = Some(Said { seen, kind, item_kind, counted });
+            }
             if self.document.has(MODEL) && !self.model_known {
                 self.model_known = true;
                 // Names are looked for at one place, or rarely at two; the one that was seen last need not be told of again.
@@ -316,6 +341,18 @@ impl Reader {
             }
         }
         self.restart();
+        said
+    }
+
+    /// Another document, between two that are being read, says the same.
+    #[inline]
+    pub(super) fn again(&mut self, said: &Said) {
+        self.document.seen = said.seen;
+        self.document.kind = said.kind;
+        self.document.item_kind = said.item_kind;
+        (self.table.commit)(&self.document, &mut self.totals);
+        self.output_events += u64::from(said.counted);
+        self.document.seen = 0;
     }
 
     /// Forgets the document at hand.

@@ -256,30 +256,44 @@ pub(crate) enum Step<'s> {
     More,
     /// An object or array begins. What is in it is told of next, if paths lead there.
     Enter {
+        /// Whose value it is.
         place: Place,
+        /// An array, not an object.
         array: bool,
     },
     /// An array's element, itself an object or array that paths lead into, has ended.
     Leave,
     /// Part of a string, unescaped. Parts may be empty. `first` and `last` say whether it begins or ends here.
     Text {
+        /// Whose value it is.
         place: Place,
+        /// The part.
         piece: &'s [u8],
+        /// It is the first.
         first: bool,
+        /// It is the last.
         last: bool,
     },
     /// A number as it is written; empty if it has more than 32 characters and was cut.
     Number {
+        /// Whose value it is.
         place: Place,
+        /// Its text.
         text: &'s [u8],
     },
+    /// The word `true`.
     True {
+        /// Whose value it is.
         place: Place,
     },
+    /// The word `false`.
     False {
+        /// Whose value it is.
         place: Place,
     },
+    /// The word `null`.
     Null {
+        /// Whose value it is.
         place: Place,
     },
     /// The document is complete. From here on only white space may follow.
@@ -324,6 +338,20 @@ enum State {
     SkipScalar,
     Done,
     Broken,
+}
+
+/// Hears where strings, numbers and words stand that nobody looks at, if they stand whole in one input of
+/// [`Walker::next_hearing`]. Anything else of their sort could stand there and would change nothing of what is told.
+pub(super) trait Hearer {
+    /// One was passed: from the first byte after its `"` to its last `"`, or from a number's or word's first byte to
+    /// the one after it; both as numbers of bytes up to the input's end.
+    fn passed(&mut self, from: usize, to: usize);
+}
+
+/// Nobody wants to know.
+impl Hearer for () {
+    #[inline(always)]
+    fn passed(&mut self, _: usize, _: usize) {}
 }
 
 /// Where in a document one is. Holds of its content at most the key or number that the input's end cut.
@@ -424,8 +452,21 @@ impl Walker {
     /// Goes on to the next thing to tell, and takes what it passes off the front of `input`.
     #[inline(always)]
     pub(crate) fn next<'s, 'b: 's>(&'s mut self, paths: &Paths, input: &mut &'b [u8]) -> Step<'s> {
+        self.next_hearing(paths, input, &mut ())
+    }
+
+    /// The same, with a word to `hearer` of what is passed over.
+    #[inline(always)]
+    pub(super) fn next_hearing<'s, 'b: 's>(
+        &'s mut self,
+        paths: &Paths,
+        input: &mut &'b [u8],
+        hearer: &mut impl Hearer,
+    ) -> Step<'s> {
         let bytes = *input;
         let mut at = 0;
+        // Where what is being passed over began, if it did so in this input.
+        let mut began = None;
         if self.lent {
             self.clear_token();
         }
@@ -454,7 +495,7 @@ impl Walker {
                     let end = scan::string_end(bytes, at);
                     match bytes.get(end) {
                         Some(b'"') if self.filled == 0 && self.half == 0 => {
-                            let (after, place) = members(paths, self.innermost(), self.muted, bytes, at, end);
+                            let (after, place) = members(paths, self.innermost(), self.muted, bytes, at, end, hearer);
                             self.place = place;
                             at = after;
                             if bytes.get(at) == Some(&b':') {
@@ -518,6 +559,7 @@ impl Walker {
                     Some(b'"') => {
                         at += 1;
                         self.begun = false;
+                        began = Some(at);
                         state = if self.place == NOWHERE { State::SkipText } else { State::Text };
                     }
                     Some(b' ' | b'\t' | b'\n' | b'\r') => at = after_space(bytes, at + 1),
@@ -548,6 +590,7 @@ impl Walker {
                         tell!(State::FirstKey, Step::Enter { place, array });
                     }
                     Some(b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => {
+                        began = Some(at);
                         state = if self.place == NOWHERE { State::SkipScalar } else { State::Scalar };
                     }
                     Some(b']') if state == State::FirstElement => state = State::After,
@@ -587,20 +630,16 @@ impl Walker {
                     None => tell!(state, Step::More),
                 },
                 State::SkipText => {
-                    let mut end = scan::string_end(bytes, at);
-                    while bytes.get(end) == Some(&b'\\') && end + 1 < bytes.len() {
-                        end = scan::string_end(bytes, end + 2);
+                    let end = scan::quote(bytes, at);
+                    if end >= bytes.len() {
+                        at = bytes.len();
+                        tell!(if end > at { State::SkipEscape } else { State::SkipText }, Step::More);
+                    }
+                    if let Some(began) = began.take() {
+                        hearer.passed(bytes.len() - began, bytes.len() - end);
                     }
                     at = end + 1;
-                    state = match bytes.get(end) {
-                        Some(b'"') if self.skip == 0 => State::After,
-                        Some(b'"') => State::Skip,
-                        Some(_) => State::SkipEscape,
-                        None => {
-                            at = bytes.len();
-                            tell!(state, Step::More)
-                        }
-                    };
+                    state = if self.skip == 0 { State::After } else { State::Skip };
                 }
                 State::SkipEscape => {
                     if at >= bytes.len() {
@@ -614,13 +653,19 @@ impl Walker {
                     if at >= bytes.len() {
                         tell!(state, Step::More);
                     }
+                    if let Some(began) = began.take() {
+                        hearer.passed(bytes.len() - began, bytes.len() - at);
+                    }
                     state = State::After;
                 }
                 State::Skip => {
                     let end = scan::structure(bytes, at);
                     at = end + 1;
                     match bytes.get(end) {
-                        Some(b'"') => state = State::SkipText,
+                        Some(b'"') => {
+                            began = Some(at);
+                            state = State::SkipText;
+                        }
                         Some(b'{' | b'[') => {
                             self.skip += 1;
                             if self.skip > SKIP_DEPTH_MAX {
@@ -861,7 +906,15 @@ impl Drop for Walker {
 /// Passes over members of an object that stand here whole, without white space, and that nobody looks at: which most
 /// do. `bytes[at..end]` is the first one's key. Where the last key that it looked at ends, and that key's place.
 #[inline(always)]
-fn members(paths: &Paths, object: Place, muted: Place, bytes: &[u8], at: usize, end: usize) -> (usize, Place) {
+fn members(
+    paths: &Paths,
+    object: Place,
+    muted: Place,
+    bytes: &[u8],
+    at: usize,
+    end: usize,
+    hearer: &mut impl Hearer,
+) -> (usize, Place) {
     let object = paths.node(object);
     let (mut at, mut end) = (at, end);
     loop {
@@ -887,6 +940,10 @@ fn members(paths: &Paths, object: Place, muted: Place, bytes: &[u8], at: usize, 
         let next = scan::string_end(bytes, after + 2);
         if bytes.get(next) != Some(&b'"') {
             return (end + 1, NOWHERE);
+        }
+        match bytes.get(value) {
+            Some(b'"') => hearer.passed(bytes.len() - value - 1, bytes.len() - after + 1),
+            _ => hearer.passed(bytes.len() - value, bytes.len() - after),
         }
         (at, end) = (after + 2, next);
     }

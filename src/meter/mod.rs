@@ -1,5 +1,6 @@
 //! Looks on: counts what a provider reports, from the bytes of an answer as they pass, and keeps none of them.
 
+mod alike;
 mod anthropic;
 mod api;
 mod array;
@@ -231,7 +232,7 @@ impl Meter {
         if !std::mem::replace(&mut self.finished, true) && !self.gave_up {
             match &mut self.framing {
                 Cut::Sse(events) => events.finish(&mut self.reader),
-                Cut::Lines | Cut::Messages => self.reader.end(Kind::Other),
+                Cut::Lines | Cut::Messages => _ = self.reader.end(Kind::Other),
                 Cut::Json | Cut::Array(_) | Cut::EventStream(_) => self.reader.restart(),
             }
         }

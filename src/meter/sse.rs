@@ -4,8 +4,13 @@
 //! are joined by a newline. `event:` names the kind of an event whose document does not. Unlike there, a last event
 //! without its blank line counts if it is complete, and so does a last line without its end.
 
+use super::alike::Gaps;
+use super::alike::Pattern;
 use super::document::Progress;
 use super::document::Reader;
+use super::document::Said;
+use super::json::Hearer;
+use super::scan;
 use super::table::Kind;
 
 /// What ends the stream of OpenAI's chat form.
@@ -68,6 +73,9 @@ impl Events {
     /// Looks at the next bytes.
     pub(super) fn feed(&mut self, reader: &mut Reader, bytes: &[u8]) {
         let mut rest = bytes;
+        // Where the event at hand began, and what was passed over in it.
+        let (mut start, mut gaps) = (None, Gaps::new());
+        let mut pattern: Option<Pattern> = None;
         while let Some(&byte) = rest.first() {
             if std::mem::take(&mut self.after_cr) && byte == b'\n' {
                 rest = &rest[1..];
@@ -75,27 +83,56 @@ impl Events {
             }
             match self.at {
                 At::Begin => {
+                    if !self.data && self.kind == Kind::Other {
+                        let mut at = bytes.len() - rest.len();
+                        if let Some(pattern) = &pattern {
+                            let before = at;
+                            while let Some(end) = pattern.end_of_alike(bytes, at) {
+                                reader.again(&pattern.said);
+                                at = end;
+                            }
+                            if at > before {
+                                rest = bytes.get(at..).unwrap_or_default();
+                                continue;
+                            }
+                        }
+                        start = Some(at);
+                        gaps.clear();
+                    }
                     if let Some(data) = rest.strip_prefix(b"data: ") {
                         self.begin_data(reader);
                         self.at = At::Data;
                         rest = data;
                     } else if matches!(byte, b'\n' | b'\r') {
-                        self.end_of_event(reader);
-                        self.after_cr = byte == b'\r';
+                        let said = self.end_of_event(reader);
                         rest = &rest[1..];
+                        self.after_cr = byte == b'\r';
+                        if self.after_cr
+                            && let Some(after) = rest.strip_prefix(b"\n")
+                        {
+                            self.after_cr = false;
+                            rest = after;
+                        }
+                        // A line feed may still follow; and where nothing does, there is nothing to compare.
+                        if let (Some(said), Some(start), false) = (said, start.take(), self.after_cr || rest.is_empty())
+                        {
+                            pattern = Some(Pattern::new(start, bytes.len() - rest.len(), &gaps, said));
+                        }
                     } else {
                         self.field_length = 0;
                         self.at = At::Field;
                     }
                 }
                 At::Data => {
-                    let end = memchr::memchr2(b'\n', b'\r', rest);
-                    self.data(reader, &rest[..end.unwrap_or(rest.len())]);
+                    let end = scan::line_end(rest);
+                    let line = &rest[..end.unwrap_or(rest.len())];
+                    let line_end = bytes.len() - rest.len() + line.len();
+                    self.data(reader, line, gaps.ending_at(line_end));
                     rest = self.after_line(rest, end);
                 }
-                At::Rest => rest = self.after_line(rest, memchr::memchr2(b'\n', b'\r', rest)),
+                At::Rest => rest = self.after_line(rest, scan::line_end(rest)),
                 At::Event => {
-                    let end = memchr::memchr2(b'\n', b'\r', rest);
+                    let end = scan::line_end(rest);
                     // The walker is between two tokens here, so nothing else is in need of the word.
                     let word = reader.document.word(&rest[..end.unwrap_or(rest.len())], false, end.is_some());
                     if let Some(word) = word {
@@ -190,16 +227,16 @@ impl Events {
             if reader.walker.in_string() {
                 reader.walker.give_up();
             }
-            self.data(reader, b"\n");
+            self.data(reader, b"\n", &mut ());
         }
     }
 
     /// Part of an event's data.
     #[inline]
-    fn data(&mut self, reader: &mut Reader, bytes: &[u8]) {
+    fn data(&mut self, reader: &mut Reader, bytes: &[u8], hearer: &mut impl Hearer) {
         let mut rest = bytes;
         if self.done == JSON {
-            while reader.read(&mut rest) == Progress::Done {}
+            while reader.read_hearing(&mut rest, hearer) == Progress::Done {}
             return;
         }
         for byte in bytes {
@@ -207,7 +244,7 @@ impl Events {
                 Some(wanted) if wanted == byte => self.done += 1,
                 Some(_) if self.done == 0 => {
                     self.done = JSON;
-                    return self.data(reader, bytes);
+                    return self.data(reader, bytes, hearer);
                 }
                 Some(_) => self.done = NEITHER,
                 // Complete, or neither.
@@ -216,17 +253,19 @@ impl Events {
         }
     }
 
-    /// The event is over.
+    /// The event is over. What it said, if that can be said again.
     #[inline]
-    fn end_of_event(&mut self, reader: &mut Reader) {
+    fn end_of_event(&mut self, reader: &mut Reader) -> Option<Said> {
+        let mut said = None;
         if self.data {
             if usize::from(self.done) == DONE.len() {
                 reader.totals.done = true;
             }
-            reader.end(self.kind);
+            said = reader.end(self.kind);
             self.data = false;
             self.done = 0;
         }
         self.kind = Kind::Other;
+        said
     }
 }

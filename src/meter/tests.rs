@@ -375,6 +375,119 @@ fn the_twin_agrees_on_generated_answers() {
     }
 }
 
+/// Events as providers send them. `$` stands for a string's text, `#` for a number, `%` for something looked at.
+const EVENTS: &[(Api, &[&str])] = &[
+    (
+        Api::OpenaiChat,
+        &[
+            r#"data: {"id":"$","created":#,"model":"m-1","choices":[{"index":#,"delta":{"content":"$"},"finish_reason":%}]}"#,
+            r#"data: {"choices":[{"delta":{"content":"$","n":#},"logprobs":{"content":[{"token":"$","bytes":[#,#]}]}}],"usage":%}"#,
+            r#"data: {"choices":[{"text":"$"},{"text":"$"}],"x":["$",#,[#]],"obfuscation":"$"}"#,
+        ],
+    ),
+    (
+        Api::OpenaiResponses,
+        &[
+            "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"sequence_number\":#,\"delta\":\"$\",\"o\":\"$\"}",
+            r#"data: {"type":"response.created","sequence_number":#,"response":{"id":"$","usage":%}}"#,
+            r#"data: {"type":"response.completed","response":{"id":"$","usage":{"input_tokens":#,"output_tokens":#}}}"#,
+        ],
+    ),
+    (
+        Api::Anthropic,
+        &[
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":#,\"delta\":{\"type\":\"text_delta\",\"text\":\"$\"}}",
+            "event: content_block_delta\ndata: {\"index\": #, \"delta\": {\"text\": \"$\", \"stop_reason\": %}}",
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":%},\"usage\":{\"output_tokens\":#}}",
+        ],
+    ),
+    (
+        Api::Gemini,
+        &[
+            r#"data: {"candidates":[{"content":{"parts":[{"text":"$"}],"role":"model"},"index":#}],"modelVersion":"$"}"#,
+            r#"data: {"candidates":[{"content":{"parts":[{"text":"$"}]},"finishReason":%}],"usageMetadata":{"promptTokenCount":#}}"#,
+        ],
+    ),
+    (
+        Api::OpenaiLive,
+        &[
+            r#"data: {"type":"response.event","event":{"type":"response.completed","response":{"usage":{"input_tokens":#}}}}"#,
+            r#"data: {"type":"response.event","event":{"type":"response.completed","id":"$"}}"#,
+        ],
+    ),
+];
+
+#[test]
+fn events_alike_say_what_each_says_alone() {
+    const TEXTS: &[&str] = &[
+        "",
+        "a",
+        " word",
+        "\\n",
+        "a\\\"",
+        "\\\\",
+        "a\\\\\\\"",
+        "\\u00e9",
+        "}]}",
+        "data: x",
+        "a longer text, than one block holds",
+    ];
+    const NUMBERS: &[&str] = &["0", "1", "12", "150", "1.5", "-1", "null", "true"];
+    const LOOKED_AT: &[&str] = &["null", "\"stop\"", "\"\"", "{}", "{\"prompt_tokens\":3}", "7"];
+    /// What is rarely put anywhere, and mostly makes a document malformed.
+    const TRAPS: &[&str] = &["\n", "\r", "\"", "\\", "{", "]", ",", "", "\n\n", "\\\n", "\",\"model\":\"m"];
+    let mut dice = Dice(0xa11c);
+    let mut said = 0;
+    const CASES: usize = 4000;
+    for case in 0..CASES {
+        let (api, templates) = EVENTS[case % EVENTS.len()];
+        let line = ["\n", "\n", "\r\n", "\r"][dice.roll(4)];
+        let mut template = templates[dice.roll(templates.len())];
+        let mut text = String::new();
+        for _ in 0..2 + dice.roll(8) {
+            if dice.roll(6) == 0 {
+                template = templates[dice.roll(templates.len())];
+            }
+            for letter in template.chars() {
+                let choices = match letter {
+                    '$' | '#' | '%' if dice.roll(60) == 0 => TRAPS,
+                    '$' => TEXTS,
+                    '#' => NUMBERS,
+                    '%' => LOOKED_AT,
+                    '\n' => &[line],
+                    _ => {
+                        text.push(letter);
+                        continue;
+                    }
+                };
+                text.push_str(choices[dice.roll(choices.len())]);
+            }
+            text.push_str(line);
+            text.push_str(["", "", "", ": note\n", "data:\n"][dice.roll(5)]);
+            text.push_str(line);
+        }
+        let bytes = text.as_bytes();
+        let whole = twin::metered(api, Framing::Sse, bytes, &[]);
+        let all: Vec<usize> = (0..bytes.len()).collect();
+        assert!(twin::metered(api, Framing::Sse, bytes, &all) == whole, "byte by byte: {text}");
+        let few = if case % 20 == 0 { &all[..] } else { &[dice.roll(bytes.len())] };
+        for cut in few {
+            assert!(twin::metered(api, Framing::Sse, bytes, &[*cut]) == whole, "cut at {cut}: {text}");
+        }
+        said += usize::from(compare(api, Framing::Sse, bytes, &mut dice));
+    }
+    assert!(said > CASES / 3, "only {said} could be compared");
+}
+
+#[test]
+fn figures_are_not_said_again() {
+    let event = |figure: u32| format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{figure}}}}}\n\n");
+    let broken = event(9).replace("}}", "}");
+    let text = [event(3), broken, event(3), "data: [DONE]\n\n".to_owned()].concat();
+    assert!(compare(Api::OpenaiChat, Framing::Sse, text.as_bytes(), &mut Dice(1)));
+    assert_eq!(twin::metered(Api::OpenaiChat, Framing::Sse, text.as_bytes(), &[]).0.input, Some(3));
+}
+
 #[test]
 fn paths_lead_to_apis() {
     use crate::provider::Provider::*;

@@ -13,12 +13,17 @@ use super::Usage;
 /// What the twin makes of an answer.
 #[derive(Debug, PartialEq)]
 pub struct Reading {
+    /// How sure the figures are.
     pub usage: Usage,
+    /// How the answer ended.
     pub end: End,
     /// Input, cached, cache write, output, reasoning.
     pub figures: Option<[u64; 5]>,
+    /// Input and output beside the main usage.
     pub side: [u64; 2],
+    /// Of audio.
     pub seconds: Option<f64>,
+    /// The model's name.
     pub model: Option<String>,
 }
 
@@ -118,6 +123,12 @@ pub fn check(api: usize, framing: usize, bytes: &[u8]) {
         assert!(metered(api, framing, bytes, &[cut]) == whole, "cut at {cut}");
     }
     agrees(api, framing, bytes, &whole);
+    // Twice, so that events are met again in one piece; and byte by byte, where none is.
+    let twice = [bytes, b"\n\n", bytes].concat();
+    let all: Vec<usize> = (0..twice.len()).collect();
+    let whole = metered(api, framing, &twice, &[]);
+    assert!(metered(api, framing, &twice, &all) == whole, "byte by byte");
+    agrees(api, framing, &twice, &whole);
 }
 
 /// A document, `Some(None)` if it is incomplete or no object, `None` if it is malformed.
