@@ -5,8 +5,9 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 26] = [
+const FLOORS: [&str; 27] = [
     "hygiene",
+    "keys",
     "provider",
     "decode",
     "meter",

@@ -1,0 +1,13 @@
+//! Client keys: their text, the file that lists their hashes, and the table that a request's key is looked up in.
+
+mod file;
+mod table;
+mod text;
+
+pub(crate) use file::FileFault;
+pub(crate) use file::Line;
+pub(crate) use file::Record;
+pub(crate) use file::Track;
+pub(crate) use table::KeyFault;
+pub(crate) use table::Keyring;
+pub(crate) use text::HashKey;
