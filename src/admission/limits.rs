@@ -270,6 +270,13 @@ impl State {
         self.open
     }
 
+    /// Whether nothing is open, taken or spent: a new state would be the same.
+    pub(crate) fn is_at_rest(&self, limits: &Limits, now: u64) -> bool {
+        self.open == 0
+            && limits.rates.iter().zip(&self.arrival).all(|(rate, arrival)| rate.taken(*arrival, now) == 0)
+            && self.budgets.iter().all(|spent| spent.used == 0)
+    }
+
     /// What is left of the tightest rate of a kind.
     pub(crate) fn left(&self, limits: &Limits, kind: Kind, now: u64) -> Option<Left> {
         let rates = limits.rates.iter().zip(&self.arrival).filter(|(rate, _)| rate.kind == kind);

@@ -4,6 +4,8 @@
 //! all that is derived from it is a number that keeps tenants apart on pooled connections.
 
 #[expect(dead_code, reason = "taken into use with keys")]
+mod ledger;
+#[expect(dead_code, reason = "taken into use with keys")]
 mod limits;
 
 use std::sync::Arc;
