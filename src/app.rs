@@ -46,6 +46,7 @@ use crate::listener;
 use crate::listener::Places;
 use crate::listener::Plan;
 use crate::proxy_protocol::TrustedNetworks;
+use crate::retention::Rule;
 use crate::route::Routes;
 use crate::server::Server;
 use crate::server::Snapshot;
@@ -65,6 +66,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::telemetry::models::ModelTable;
 use crate::tls::Part;
 use crate::tls::TlsFault;
 use crate::tls::certificate::KeySource;
@@ -724,8 +726,14 @@ impl Prepared {
             certificates,
             config.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.provider)),
         )
-        .map_err(|_| StartFault::Names)?;
+        .map_err(|_| StartFault::Names)?
+        .with_models(ModelTable::new(config.models.iter().map(String::as_str)));
         let handles = Arc::new(registry.bind(&names));
+        for (place, upstream) in config.upstreams.iter().enumerate() {
+            for rule in Rule::ALL {
+                handles.upstream(upstream_id(place)).set_relaxed(*rule, !upstream.policy.rules.has(*rule));
+            }
+        }
         let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         Ok(Self { config, routes, handles, server_tls, plans, client_tls, down })
     }

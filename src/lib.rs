@@ -5,7 +5,6 @@ pub(crate) mod app;
 pub(crate) mod cli;
 pub(crate) mod clock;
 pub(crate) mod config;
-#[expect(dead_code, reason = "taken into use by the meter and the retention policy")]
 pub(crate) mod decode;
 pub(crate) mod demo;
 pub(crate) mod drain;
@@ -20,7 +19,7 @@ pub(crate) mod prove;
 pub(crate) mod provider;
 pub(crate) mod proxy_protocol;
 pub(crate) mod relay;
-#[expect(dead_code, reason = "taken into use by the relay")]
+#[allow(dead_code, reason = "messages of WebSockets and facts are taken into use with the meter")]
 pub(crate) mod retention;
 pub(crate) mod route;
 pub(crate) mod scripted;
@@ -158,6 +157,18 @@ pub mod fuzzing {
         }
     }
 
+    /// An answer whole, cut in two, and read by the meter's twin. The first two bytes choose the dialect and the framing.
+    pub fn meter(bytes: &[u8]) {
+        if let [api, framing, bytes @ ..] = bytes {
+            crate::meter::twin::check(usize::from(*api), usize::from(*framing), bytes);
+        }
+    }
+
+    /// A request body, edited whole and in two.
+    pub fn edit(bytes: &[u8]) {
+        crate::retention::edited_as_the_twin_says(bytes);
+    }
+
     /// A path that passes has nothing in it that a server behind could read as another path.
     pub fn target(text: &str) {
         if text.starts_with('/') && crate::server::path_is_plain(text) {
@@ -194,6 +205,7 @@ mod tests {
         assert_lacks!(crate::relay::Refused: Clone, Debug, Display, std::error::Error);
         assert_lacks!(crate::relay::Peer: Clone, Debug, Display);
         assert_lacks!(crate::relay::Tally: Clone, Debug, Display);
+        assert_lacks!(crate::retention::Editor: Clone, Debug, Display);
     }
 
     #[test]

@@ -43,7 +43,8 @@ use support::wait_for;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
-const SOON: Duration = Duration::from_secs(5);
+/// Ample on a busy machine; what is waited for comes at once otherwise.
+const SOON: Duration = Duration::from_secs(20);
 
 fn provider() -> Provider {
     Provider::spawn(ProviderOptions::default()).expect("provider")
@@ -137,7 +138,7 @@ fn probe(edge: &Edge, arguments: &[&str]) -> (Option<i32>, String) {
 
 fn drains(end: fn(&Edge)) {
     let provider = provider();
-    let extra = "[drain]\ngrace = \"1s\"\ndeadline = \"30s\"\n".to_owned();
+    let extra = "[drain]\ngrace = \"5s\"\ndeadline = \"60s\"\n".to_owned();
     let mut edge = Edge::with(&provider.url(), provider.ca_pem(), Setup { extra, ..Setup::default() });
     assert_eq!(edge.admin("GET", "/readyz"), (200, "ready\n".to_owned()));
     assert_eq!(edge.admin("GET", "/healthz").0, 200);
@@ -148,11 +149,11 @@ fn drains(end: fn(&Edge)) {
     support::runtime().block_on(async {
         let mut h1 = edge.connect(Alpn::H1).await;
         let mut h2 = edge.connect(Alpn::H2).await;
-        let script = "events=25;event_bytes=100;period_us=100000";
+        let script = "events=70;event_bytes=100;period_us=100000";
         let (on_h1, on_h2) = (stream(&mut h1, CHAT, script).await, stream(&mut h2, CHAT, script).await);
         // Waits for its head when the door closes.
         let mut late = edge.connect(Alpn::H1).await;
-        let late_request = request(&late, CHAT, "size=10;head_delay_ms=2000");
+        let late_request = request(&late, CHAT, "size=10;head_delay_ms=6500");
         let late_answer = tokio::spawn(late.send(late_request));
         let mut idle = edge.connect(Alpn::H1).await;
         let asked = request(&idle, CHAT, "size=10");
@@ -167,7 +168,7 @@ fn drains(end: fn(&Edge)) {
 
         let began = Instant::now();
         end(&edge);
-        assert!(wait_for(Duration::from_millis(500), || edge.admin("GET", "/readyz").0 == 503));
+        assert!(wait_for(Duration::from_secs(3), || edge.admin("GET", "/readyz").0 == 503));
         assert_eq!(edge.admin("GET", "/healthz").0, 200, "alive");
         assert_eq!(probe(&edge, &[]), (Some(1), "draining\n".to_owned()));
         assert_eq!(probe(&edge, &["--alive"]), (Some(0), "alive\n".to_owned()));
@@ -177,12 +178,12 @@ fn drains(end: fn(&Edge)) {
         let mut newcomer = edge.connect(Alpn::H2).await;
         let asked = request(&newcomer, CHAT, "size=10");
         assert_eq!(newcomer.fetch(asked).await.expect("answer").status(), 200, "served during the grace");
-        assert!(began.elapsed() < Duration::from_secs(1), "the machine is too slow for this test");
+        assert!(began.elapsed() < Duration::from_secs(5), "the machine is too slow for this test");
 
         // A second signal changes nothing.
         edge.signal("TERM");
         assert!(wait_for(SOON, || edge.admin("GET", "/drain").1 == "closing\n"));
-        assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
+        assert!(began.elapsed() >= Duration::from_millis(4900), "{:?}", began.elapsed());
         assert!(wait_for(SOON, || !accepts(edge.address())), "the door is closed");
         edge.signal("INT");
 
@@ -213,10 +214,10 @@ fn drains(end: fn(&Edge)) {
         assert!(Received::read(answer, 100).await.error.is_none());
         for received in [on_h1.await.expect("task"), on_h2.await.expect("task")] {
             assert!(received.error.is_none(), "{:?}", received.error);
-            assert_eq!(events(&received), 26);
+            assert_eq!(events(&received), 71);
         }
     });
-    assert_eq!(edge.wait_exit(Duration::from_secs(15)), Some(0), "{}", edge.log().join("\n"));
+    assert_eq!(edge.wait_exit(Duration::from_secs(40)), Some(0), "{}", edge.log().join("\n"));
     assert!(edge.wait_for_log(" drain_finished streams_cut=0 ", SOON), "{}", edge.log().join("\n"));
     assert_eq!(lines_with(&edge, " drain_started "), 1);
     assert!(edge.wait_for_log(" stopped ", SOON));
@@ -257,7 +258,7 @@ fn deadline_cuts_what_is_left() {
             }
         };
         assert!(tokio::time::timeout(SOON, broken).await.expect("in time"), "the WebSocket looks closed in order");
-        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     });
     assert_eq!(edge.wait_exit(SOON), Some(0));
     assert!(edge.wait_for_log(" warn drain_finished streams_cut=4 ", SOON), "{}", edge.log().join("\n"));
@@ -271,7 +272,7 @@ fn reload_swaps_upstreams_and_limits() {
     let provider = provider();
     let upstream = |name: &str| {
         format!(
-            "[[upstream]]\nname = \"{name}\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nprotocol = \"h1\"\n"
+            "[[upstream]]\nname = \"{name}\"\nprovider = \"openai\"\nurl = \"{{url}}\"\n{{ca}}\nprotocol = \"h1\"\nretention = {{ allow = [\"all\"] }}\n"
         )
     };
     let setup = |names: &[&str], extra: &str| Setup {
@@ -678,7 +679,7 @@ fn proxy_headers_from_trusted_networks() {
         let began = Instant::now();
         let mut silent = tokio::net::TcpStream::connect(edge.address()).await.expect("connects");
         let _ = silent.read(&mut [0; 1]).await;
-        assert!(began.elapsed() > Duration::from_millis(900) && began.elapsed() < SOON);
+        assert!(began.elapsed() > Duration::from_millis(900) && began.elapsed() < Duration::from_secs(5));
 
         reload_well(&edge, &Edge::config(url, &setup("10.0.0.0/8")));
         assert!(through(&v1("198.51.100.7")).await.is_err(), "loopback is not trusted any more");

@@ -11,11 +11,16 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use nullhop_loadtests::provider::BodyEnd;
 use nullhop_loadtests::provider::Outcome;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
 use nullhop_loadtests::provider::Seen;
 use support::Edge;
+use support::Setup;
+
+/// Ample on a busy machine; what is waited for comes at once otherwise.
+const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn openai_python() {
@@ -71,14 +76,21 @@ fn run(suite: &str) {
     };
     let options = ProviderOptions { vectors: Some(support::vectors()), ..ProviderOptions::default() };
     let provider = Provider::spawn(options).expect("provider");
-    let edge = Edge::before(&provider);
-    let both = edge.scratch.file("both.pem", &format!("{}{}", edge.ca.pem(), provider.ca_pem()));
+    // curl sends and echoes any bytes.
+    let any_bytes = suite.contains("curl");
+    let edge = Edge::with(&provider.url(), provider.ca_pem(), Setup { any_bytes, ..Setup::default() });
+    // Another one that asks for usage where a client does not.
+    let setup = Setup { upstream: "usage = \"ask\"\n".to_owned(), any_bytes: false, ..Setup::default() };
+    let asking = Edge::with(&provider.url(), provider.ca_pem(), setup);
+    let authorities = format!("{}{}{}", edge.ca.pem(), asking.ca.pem(), provider.ca_pem());
+    let authorities = edge.scratch.file("authorities.pem", &authorities);
     let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/run"))
         .arg(suite)
         .env("NULLHOP_CLIENTS", clients)
         .env("NULLHOP_BASE", format!("https://localhost:{}", edge.address().port()))
         .env("PROVIDER_BASE", provider.url())
-        .env("NULLHOP_CA", both)
+        .env("NULLHOP_ASKING_BASE", format!("https://localhost:{}", asking.address().port()))
+        .env("NULLHOP_CA", authorities)
         .output()
         .expect("the suite starts");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -95,6 +107,11 @@ fn run(suite: &str) {
                 let at: u64 = nanoseconds.parse().expect("nanoseconds");
                 saw_abort(&provider, case, at);
             }
+            ["#", "refused", case] => {
+                let requests = provider.requests();
+                let whole = |seen: &&Seen| seen.header("x-case") == *case && seen.body_end == BodyEnd::Clean;
+                assert_eq!(requests.iter().filter(whole).count(), 0, "{case}: a refused request was completed");
+            }
             ["#", "sent", case, bytes, digest] => {
                 let seen = last_of(&provider, case);
                 assert_eq!(seen.body_len, bytes.parse::<u64>().expect("bytes"), "{case}");
@@ -107,9 +124,11 @@ fn run(suite: &str) {
     if suite.contains("_suite.py") && !suite.contains("websocket") {
         assert!(left > 0, "{suite} never walked out");
     }
-    let quiet = edge.wait_for_metric("nullhop_requests_in_flight", &[], |value| value == 0.0, Duration::from_secs(5));
-    assert!(quiet, "{suite}: requests stay in flight");
-    assert_eq!(edge.metric("nullhop_requests_total", &["outcome=\"internal\""]), 0.0, "{suite}");
+    for edge in [&edge, &asking] {
+        let quiet = edge.wait_for_metric("nullhop_requests_in_flight", &[], |value| value == 0.0, SOON);
+        assert!(quiet, "{suite}: requests stay in flight");
+        assert_eq!(edge.metric("nullhop_requests_total", &["outcome=\"internal\""]), 0.0, "{suite}");
+    }
 }
 
 fn last_of(provider: &Provider, case: &str) -> Seen {
@@ -120,7 +139,7 @@ fn last_of(provider: &Provider, case: &str) -> Seen {
 /// The client walked out at `left`, in nanoseconds of the monotonic clock: the provider's stream must
 /// be cancelled within a second.
 fn saw_abort(provider: &Provider, case: &str, left: u64) {
-    let ended = support::wait_for(Duration::from_secs(3), || last_of(provider, case).outcome != Outcome::Open);
+    let ended = support::wait_for(SOON, || last_of(provider, case).outcome != Outcome::Open);
     let seen = last_of(provider, case);
     assert!(ended && seen.outcome == Outcome::Aborted, "{case}: {:?}", seen.outcome);
     let ended = seen.ended_at.expect("ended");

@@ -210,7 +210,7 @@ fn what_is_in_flight_is_found_on_the_plain_heap_only() {
             let _answer = tokio::spawn(one.send(request));
             // Until nobody takes more.
             for _ in 0..4000 {
-                if tokio::time::timeout(Duration::from_millis(300), sender.send(content.clone())).await.is_err() {
+                if tokio::time::timeout(Duration::from_millis(1000), sender.send(content.clone())).await.is_err() {
                     break;
                 }
             }

@@ -38,13 +38,16 @@ use nullhop_loadtests::client::FullBody;
 use nullhop_loadtests::client::Received;
 use nullhop_loadtests::client::next_data;
 use nullhop_loadtests::client::raw_tls_connect;
+use nullhop_loadtests::encoding::Coding;
 use nullhop_loadtests::h2raw;
 use nullhop_loadtests::hpack;
 use nullhop_loadtests::hpack::Field;
 use nullhop_loadtests::io::Ending;
 use nullhop_loadtests::io::Transport;
+use nullhop_loadtests::provider::BodyEnd;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
+use nullhop_loadtests::provider::Vector;
 use nullhop_loadtests::tls::Alpn;
 use nullhop_loadtests::tls::Versions;
 use nullhop_loadtests::websocket::Frame;
@@ -92,6 +95,8 @@ struct Rig {
 struct Plan {
     extra: &'static str,
     skip: &'static str,
+    /// The retention policy is in force; otherwise any bytes may pass.
+    strict: bool,
     client_versions: Versions,
     upstream_versions: Versions,
 }
@@ -112,6 +117,11 @@ impl Rig {
             ),
             ..Setup::default()
         };
+        if plan.strict {
+            let upstream =
+                "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nurl = \"{url}\"\n{ca}\nusage = \"ask\"\n";
+            setup.upstreams = Some(upstream.to_owned());
+        }
         if !plan.skip.is_empty() {
             setup.environment.push(("NULLHOP_SKIP_MEASURES".to_owned(), plan.skip.to_owned()));
         }
@@ -1101,6 +1111,181 @@ fn websocket_messages(client: Alpn) {
                 // With a reset: an end in order would wait behind what nullhop has not read, unseen.
                 socket.reset();
                 rig.gone_all(&format!("websocket, {script}"), &masked_too(Search::default(), seed));
+            }
+        });
+    });
+}
+
+/// Messages that a policy reads and puts into frames of nullhop's own.
+#[test]
+fn websocket_messages_that_are_read_leave_nothing() {
+    for client in [Alpn::H1, Alpn::H2] {
+        on_pairs(&[(client, Alpn::H1)], &Plan { strict: true, ..Plan::default() }, |rig| {
+            rig.run(async {
+                let mut socket = Socket::open(rig, "ws=echo").await;
+                // Messages that a policy reads, and one that it refuses when much of it has passed already.
+                for size in [8, 300, 5000, 20_000, 70_000] {
+                    let seed = fresh();
+                    let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                    socket.send(Frame::new(Opcode::Text, format!("{{\"type\":\"note\",\"text\":\"{text}\"}}"))).await;
+                    let back = String::from_utf8(socket.next().await.payload.to_vec()).expect("words");
+                    assert!(back.contains(&text), "{} {size}", rig.name);
+                    let step = format!("websocket, JSON of {size}, open");
+                    rig.gone_all(&step, &masked_too(Search::default(), seed));
+                }
+                for size in [8, 70_000] {
+                    let seed = fresh();
+                    let text = String::from_utf8(content(seed, size).to_vec()).expect("words");
+                    let mut socket = Socket::open(rig, "ws=echo").await;
+                    let refused = format!("{{\"session\":{{\"text\":\"{text}\",\"tracing\":\"auto\"}}}}");
+                    socket.send(Frame::new(Opcode::Text, refused)).await;
+                    assert!(String::from_utf8_lossy(&socket.next().await.payload).contains("policy_refused"));
+                    rig.gone_all(&format!("websocket, refused JSON of {size}"), &masked_too(Search::default(), seed));
+                }
+            });
+        });
+    }
+}
+
+// What is read, edited, decoded and taken out on the way.
+
+fn words_of(seed: u32, size: usize) -> String {
+    String::from_utf8(content(seed, size).to_vec()).expect("words are letters")
+}
+
+/// A chat stream in which usage was asked for: an event with `size` bytes of words, `usage: null` in it, and the extra event.
+fn chat_stream(seed: u32, size: usize) -> String {
+    let words = words_of(seed, size);
+    let head = format!("data: {{\"id\":\"c\",\"model\":\"{}\",", &words[..words.len().min(40)]);
+    format!(
+        "{head}\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{words}\"}}}}],\"usage\":null}}\n\n\
+         {head}\"choices\":[],\"usage\":{{\"prompt_tokens\":9,\"completion_tokens\":2,\"total_tokens\":11}}}}\n\n\
+         data: [DONE]\n\n"
+    )
+}
+
+fn vector(text: String) -> Vector {
+    Vector {
+        bytes: text.into(),
+        content_type: Some("text/event-stream".to_owned()),
+        framing: "sse".to_owned(),
+        status: http::StatusCode::OK,
+        content_encoding: None,
+        splits: Vec::new(),
+    }
+}
+
+#[test]
+fn bodies_that_are_read_and_edited_leave_nothing() {
+    on_all_pairs(&Plan { strict: true, ..Plan::default() }, |rig| {
+        rig.run(async {
+            let mut client = rig.connect().await;
+            for (place, size) in [8, 40, 300, 4000, 20_000, 300_000].into_iter().enumerate() {
+                let (asked, answered) = (fresh(), fresh());
+                let name = format!("chat-{answered}");
+                rig.provider.put(&name, vector(chat_stream(answered, size)));
+                let words = words_of(asked, size);
+                let (name_of_member, held) = (&words[..size.min(90)], &words[..size.min(300)]);
+                let body = format!(
+                    "{{\"model\":\"{}\",\"stream_options\":{{\"note\":\"{held}\"}},\"{name_of_member}\":1,\
+                     \"metadata\":{{\"k\":\"{words}\"}},\"messages\":[{{\"content\":\"{words}\"}}],\"stream\":true}}",
+                    &words[..size.min(60)],
+                );
+                // The answer stops in the middle of its first event.
+                let stop = chat_stream(answered, size).find("\"usage\":null").expect("there") - 5;
+                let script = format!("file={name};hold_at={stop};gate={name};len=chunked;cuts=3,{}", stop / 2);
+                let request = ask(&client, &script).header("content-type", "application/json");
+                let answer = if place % 2 == 0 {
+                    client.send(request.body(FullBody::new(body)).expect("request")).await
+                } else {
+                    // Piece by piece, so that what is held is held over cuts.
+                    let (sender, out) = ChannelBody::new(1);
+                    let sent = tokio::spawn(async move {
+                        for piece in body.as_bytes().chunks(body.len() / 7 + 1) {
+                            sender.send(Bytes::copy_from_slice(piece)).await.expect("taken");
+                        }
+                    });
+                    let answer = client.send(request.body(out).expect("request")).await;
+                    sent.await.expect("no panic");
+                    answer
+                };
+                let mut answer = answer.expect("answer").into_body();
+                let mut got = Vec::new();
+                // An event that may still be the one to take out waits; a longer one goes on.
+                let shown = if size > 4096 { stop - 10 } else { 0 };
+                while got.len() < shown {
+                    got.extend_from_slice(&next_data(&mut answer).await.expect("more").expect("data"));
+                }
+                rig.gone(&format!("edited request of {size}, in mid-answer"), &[asked]);
+                assert!(rig.provider.wait_for(|_| rig.provider.open(&name), 20 * SECOND).await, "{} {size}", rig.name);
+                while let Some(data) = next_data(&mut answer).await {
+                    got.extend_from_slice(&data.expect("a good end"));
+                }
+                let got = String::from_utf8(got).expect("text");
+                assert!(got.ends_with("data: [DONE]\n\n") && !got.contains("usage"), "{} {size}", rig.name);
+                let seen = rig.provider.requests().pop().expect("a request");
+                assert!(seen.body_len as usize > size && seen.body_end == BodyEnd::Clean, "{} {size}", rig.name);
+                client.ready().await.expect("lives on");
+                rig.gone(&format!("edited stream of {size}"), &[asked, answered]);
+            }
+        });
+    });
+}
+
+#[test]
+fn bodies_that_are_decoded_leave_nothing() {
+    on_all_pairs(&Plan { strict: true, ..Plan::default() }, |rig| {
+        rig.run(async {
+            let mut client = rig.connect().await;
+            for size in [40, 4000, 300_000] {
+                for coding in Coding::ALL {
+                    let (asked, answered) = (fresh(), fresh());
+                    let name = format!("chat-{answered}");
+                    rig.provider.put(&name, vector(chat_stream(answered, size)));
+                    let body =
+                        format!("{{\"messages\":[{{\"content\":\"{}\"}}],\"stream\":true}}", words_of(asked, size));
+                    let script = format!(
+                        "file={name};encoding={}",
+                        if coding == Coding::DeflateRaw { "deflate-raw" } else { coding.name() }
+                    );
+                    let request = ask(&client, &script)
+                        .header("content-type", "application/json")
+                        .header("content-encoding", coding.name());
+                    let encoded = FullBody::new(coding.encode(body.as_bytes()));
+                    let answer = client.send(request.body(encoded).expect("request")).await.expect("answer");
+                    let received = Received::read(answer, 0).await;
+                    assert!(received.error.is_none() && received.head.status == 200, "{} {coding:?}", rig.name);
+                    let seen = rig.provider.requests().pop().expect("a request");
+                    assert!(seen.body_len as usize > size, "{} {coding:?}: it went up plain", rig.name);
+                    client.ready().await.expect("lives on");
+                    rig.gone(&format!("{coding:?} of {size}"), &[asked, answered]);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn bodies_that_the_policy_refuses_leave_nothing() {
+    on_all_pairs(&Plan { strict: true, ..Plan::default() }, |rig| {
+        rig.run(async {
+            for size in [8, 5000, 100_000] {
+                for body in [
+                    "{\"messages\":\"WORDS\",\"store\":true}",
+                    "{\"store\":true,\"messages\":\"WORDS\"}",
+                    "{\"messages\":\"WORDS\"",
+                    "{\"WORDS\":1,\"messages\":[\"WORDS\"}",
+                ] {
+                    let mut client = rig.connect().await;
+                    let asked = fresh();
+                    let body = body.replace("WORDS", &words_of(asked, size));
+                    let request = ask(&client, "size=2").header("content-type", "application/json");
+                    let answer =
+                        client.send(request.body(FullBody::new(body)).expect("request")).await.expect("answer");
+                    assert!(matches!(answer.status().as_u16(), 400 | 403), "{} {size}: {}", rig.name, answer.status());
+                    Received::read(answer, 0).await;
+                    rig.gone(&format!("refused body of {size}"), &[asked]);
+                }
             }
         });
     });

@@ -6,6 +6,8 @@
 //! - [`client`] is the other side: h1 and h2 over TLS, streaming bodies, hashes, and bare TLS streams.
 //! - [`websocket`] is a frame codec for both sides; [`h2raw`] builds handwritten HTTP/2 frames.
 //! - [`pattern`] is the endless deterministic byte sequence behind `size=`, and its checker.
+//! - [`streams`] makes answers of random words with an account of their figures.
+//! - [`encoding`] is the sender's side of gzip, deflate, brotli and zstd.
 //! - [`words`] is content that a search of a process's memory finds again; [`hpack`] writes header blocks by hand.
 //! - [`tls`] mints certificates; [`io`] is the socket that both sides hand to hyper.
 //!
@@ -18,8 +20,10 @@ pub mod client;
 pub mod h2raw;
 pub mod websocket;
 
+pub mod encoding;
 pub mod hpack;
 pub mod pattern;
+pub mod streams;
 pub mod words;
 
 pub mod io;

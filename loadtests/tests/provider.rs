@@ -17,6 +17,7 @@ use nullhop_loadtests::client::Received;
 use nullhop_loadtests::client::next_data;
 use nullhop_loadtests::client::raw_tls_connect;
 use nullhop_loadtests::client::sha256;
+use nullhop_loadtests::encoding::Coding;
 use nullhop_loadtests::io::Ending;
 use nullhop_loadtests::pattern::PatternCheck;
 use nullhop_loadtests::pattern::pattern_sha256;
@@ -25,6 +26,9 @@ use nullhop_loadtests::provider::Outcome;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
 use nullhop_loadtests::provider::parse_event;
+use nullhop_loadtests::streams::Kind;
+use nullhop_loadtests::streams::Random;
+use nullhop_loadtests::streams::Stream;
 use nullhop_loadtests::tls::Alpn;
 use nullhop_loadtests::tls::Ca;
 use nullhop_loadtests::tls::Trust;
@@ -656,5 +660,49 @@ fn certificates_that_should_fail_do() {
         });
         let failures = u64::from(!trusted);
         assert!(provider.wait_for_blocking(|state| state.handshake_failures == failures, PATIENCE));
+    }
+}
+
+#[tokio::test]
+async fn answers_that_were_put_there_wait_at_a_gate() {
+    let provider = provider();
+    let stream = Stream::new(Kind::Chat, &Random::new(1));
+    provider.put("mine", stream.vector());
+    for alpn in PROTOCOLS {
+        let mut client = connect(&provider, alpn).await;
+        let request = get(alpn, "file=mine;hold_at=5;gate=a;len=chunked");
+        let mut body = bounded(client.send(request)).await.unwrap().into_body();
+        let mut got = Vec::new();
+        while got.len() < 5 {
+            got.extend_from_slice(&bounded(next_data(&mut body)).await.unwrap().unwrap());
+        }
+        assert_eq!(got.len(), 5, "the rest waits");
+        assert!(!provider.open("b"), "another gate");
+        assert!(provider.open("a"));
+        assert!(!provider.open("a"), "it is open");
+        while let Some(data) = bounded(next_data(&mut body)).await {
+            got.extend_from_slice(&data.unwrap());
+        }
+        assert_eq!(got, stream.bytes());
+    }
+    assert!(provider.take("mine").is_some());
+    let mut client = connect(&provider, Alpn::H1).await;
+    let answer = bounded(client.fetch(get(Alpn::H1, "file=mine"))).await.unwrap();
+    assert_eq!(answer.status(), 599);
+}
+
+#[tokio::test]
+async fn answers_come_encoded() {
+    let provider = provider();
+    let mut client = connect(&provider, Alpn::H1).await;
+    let plain =
+        bounded(client.fetch(get(Alpn::H1, "events=50;usage=1;period_us=1000000;encoding=gzip"))).await.unwrap();
+    assert_eq!(plain.header("content-encoding"), "gzip");
+    let wanted = bounded(client.fetch(get(Alpn::H1, "events=50;usage=1"))).await.unwrap();
+    assert_eq!(plain.body, Coding::Gzip.encode(&wanted.body));
+    for coding in ["br", "zstd", "deflate"] {
+        let answer = bounded(client.fetch(get(Alpn::H1, &format!("size=1000;encoding={coding}")))).await.unwrap();
+        assert_eq!(answer.header("content-encoding"), coding);
+        assert_eq!(answer.header("content-length"), answer.body.len().to_string());
     }
 }

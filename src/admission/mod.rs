@@ -14,6 +14,7 @@ use http::HeaderMap;
 use http::HeaderName;
 
 use crate::provider::Dialect;
+use crate::retention::Denied;
 use crate::telemetry::labels::Mode;
 use crate::upstream::Tenant;
 
@@ -59,6 +60,8 @@ pub(crate) enum Refusal {
     NoRoute,
     /// Too many connections or streams.
     Overloaded,
+    /// What the request asks of the provider is not allowed here.
+    Policy(Denied),
     /// The upstream gave no head in time.
     UpstreamTimeout,
     /// The upstream could not be reached, or broke off before its head.

@@ -14,6 +14,11 @@ use super::report::{Cause, Fault, Span};
 use super::table::{SECTIONS, Section};
 use super::value;
 use super::*;
+use crate::retention::Models;
+use crate::retention::RuleSet;
+use crate::retention::Usage;
+use crate::retention::Vendor;
+use crate::telemetry::models::PATTERNS_MAX;
 
 /// What a check may look at outside the file.
 pub(super) struct Surroundings<'s> {
@@ -43,6 +48,7 @@ pub(super) fn check(
     // All of them run before the first `?`, so that every problem is found at once.
     let listeners = checker.listeners(raw);
     let metrics = checker.metrics(raw.one("metrics"));
+    let models = checker.models(raw.one("metrics"));
     let admin = checker.admin(raw.one("admin"));
     let certificates = checker.certificates(raw);
     let tls = checker.tls(raw.one("tls"));
@@ -71,6 +77,7 @@ pub(super) fn check(
         limits: limits(raw.one("limits")),
         drain,
         metrics,
+        models,
         admin,
         log: log(raw.one("log")),
         memory: memory(raw.one("memory")),
@@ -148,7 +155,7 @@ impl RawConfig {
                 block.set("websocket", Value::Bool(on));
             }
             if !block.is_written("url")
-                && block.children.is_empty()
+                && block.endpoints().next().is_none()
                 && let Some(url) = known_url(provider)
             {
                 let endpoint = value::endpoint(url).expect("the URLs below are valid");
@@ -264,6 +271,14 @@ impl Checker<'_> {
             );
         }
         Some(MetricsListener { address, token })
+    }
+
+    fn models(&mut self, block: &Block) -> Vec<String> {
+        let models = texts(block.list("models"));
+        if models.len() > PATTERNS_MAX {
+            self.invalid(block, "models", "has more than 63 patterns: each is a label");
+        }
+        models
     }
 
     fn admin(&mut self, block: &Block) -> Option<AdminListener> {
@@ -433,7 +448,9 @@ impl Checker<'_> {
                 "cannot be `h2` with an http:// URL: HTTP/2 is agreed on inside TLS, and prior knowledge (h2c) is not spoken",
             );
         }
+        let policy = self.policy(block)?;
         Some(Upstream {
+            policy,
             name: block.text("name")?.to_owned(),
             provider: provider?,
             prefix: prefix.filter(|prefix| !prefix.is_empty()).map(str::to_owned),
@@ -448,6 +465,7 @@ impl Checker<'_> {
             head_timeout: block.duration("head_timeout"),
             silence_timeout: block.duration("silence_timeout"),
             idle_timeout: block.duration("idle_timeout"),
+            abort_drain: block.duration("abort_drain"),
             privacy: match block.text("privacy")? {
                 "address" => Privacy::Address,
                 "session" => Privacy::Session,
@@ -461,12 +479,34 @@ impl Checker<'_> {
         })
     }
 
+    fn policy(&mut self, block: &Block) -> Option<Policy> {
+        let mut rules = RuleSet::EVERY;
+        for child in block.children.iter().filter(|child| child.section.path == "upstream.retention") {
+            for (span, word) in child.list("allow") {
+                let rule = Rule::ALL.iter().copied().find(|rule| rule.as_str() == word);
+                let relaxed: Vec<Rule> = rule.map_or_else(|| Rule::ALL.to_vec(), |rule| vec![rule]);
+                rules = relaxed.into_iter().fold(rules, RuleSet::without);
+                self.doubts.push(Fault { span: Some(span.clone()), cause: Cause::Relaxed(rule) });
+            }
+        }
+        Some(Policy {
+            rules,
+            usage: match block.text("usage")? {
+                "ask" => Usage::Ask,
+                "leave" => Usage::Leave,
+                _ => Usage::Auto,
+            },
+            models: Models::matching(&texts(block.list("models"))),
+            vendor: block.text("vendor").and_then(|word| Vendor::ALL.iter().copied().find(|v| v.as_str() == word)),
+        })
+    }
+
     fn endpoints(&mut self, block: &Block, provider: Option<Provider>) -> Vec<Endpoint> {
-        if block.is_written("url") && !block.children.is_empty() {
+        if block.is_written("url") && block.endpoints().next().is_some() {
             self.invalid(block, "url", "stands beside [[upstream.endpoint]]: write one or the other");
         }
         if !block.is_written("url")
-            && block.children.is_empty()
+            && block.endpoints().next().is_none()
             && let Some(provider) = provider
             && known_url(provider).is_none()
         {
@@ -475,7 +515,7 @@ impl Checker<'_> {
         }
         let mut seen: Vec<(&Endpoint, Option<Span>)> = Vec::new();
         let mut endpoints: Vec<Endpoint> = block.endpoint("url").cloned().into_iter().collect();
-        for child in &block.children {
+        for child in block.endpoints() {
             let Some(endpoint) = child.endpoint("url") else {
                 continue;
             };

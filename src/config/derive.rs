@@ -10,7 +10,9 @@ use super::parse;
 use super::parse::{Block, RawConfig, SecretSource, Value, quoted};
 use super::report::{Lines, Report};
 use super::table::Kind;
+use super::table::SECTIONS;
 use super::{BUILT_IN, Config, Endpoint};
+use crate::retention::EVERY_RULE;
 
 /// What replaces the providers.
 pub(crate) struct Substitute<'s> {
@@ -56,7 +58,7 @@ const BODY_MIN: u64 = 16 << 20;
 ///
 /// Kept are TLS, certificates, hosts, limits, privacy, routes and everything else that is not named
 /// here. Changed are: addresses (127.0.0.1, any free port), `proxy_protocol_from` (empty), client
-/// certificates (not asked for), the metrics token (none), the log's level (`info`), the drain's times,
+/// certificates (not asked for), the metrics token (none), the log's level (`info`), the drain's times, retention rules (none),
 /// the upstreams' addresses, `memory.heap` (`plain`, so that everything can be searched), and limits that
 /// would end the run's own connections (raised to a minimum).
 ///
@@ -138,10 +140,19 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
             "upstream" => {
                 let base_path = block
                     .endpoint("url")
-                    .or_else(|| block.children.first().and_then(|child| child.endpoint("url")))
+                    .or_else(|| block.endpoints().next().and_then(|child| child.endpoint("url")))
                     .map_or(String::new(), |endpoint| endpoint.base_path.clone());
                 // Several endpoints would be several times the same one.
                 block.children.clear();
+                // What is driven through is no request to a model, and shall arrive byte by byte. The report has lines of
+                // its own for the rules.
+                if let Some(section) = SECTIONS.iter().find(|section| section.path == "upstream.retention") {
+                    let mut retention = Block::defaults(section, None);
+                    retention.set("allow", Value::List(vec![(0..0, EVERY_RULE.to_owned())]));
+                    block.children.push(retention);
+                }
+                block.set("models", Value::List(Vec::new()));
+                block.set("usage", Value::Text("leave".to_owned()));
                 stand_in(block, substitute.port, base_path);
                 let ca_file = substitute.ca_file.to_string_lossy().into_owned();
                 block.set("ca_file", Value::Text(ca_file));

@@ -17,6 +17,7 @@ const ADDRESS_PATTERN: &str = "^([0-9.]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}$";
 const NETWORK_PATTERN: &str = "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$";
 const HOST_PATTERN: &str = "^([A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*|\\[[0-9A-Fa-f:.]+\\])$";
 const URL_PATTERN: &str = "^https?://[^/?#@]+(/[^?#]*)?$";
+const MODEL_PATTERN: &str = "^[A-Za-z0-9._:/@*-]{1,96}$";
 const PREFIX_PATTERN: &str = "^(/[A-Za-z0-9._~-]+)*$";
 
 /// What `nullhop init` writes: every key with its meaning and default, the built-in listener and
@@ -39,7 +40,7 @@ pub fn init() -> String {
         let mut written = built_in.all(section.path).filter(|block| block.span.is_some());
         let header = section.header();
         let first = written.next();
-        if first.is_some() || !section.repeated {
+        if first.is_some() || (!section.repeated && !section.path.contains('.')) {
             let _ = writeln!(out, "{header}");
         } else {
             let _ = writeln!(out, "#{header}");
@@ -148,13 +149,17 @@ fn short(kind: &Kind) -> String {
         Kind::Endpoint | Kind::PublicUrl => "URL".to_owned(),
         Kind::Host => "host name".to_owned(),
         Kind::Integer { min, max } => format!("integer, {min} to {max}"),
+        // They have a page of their own.
+        Kind::List(Kind::OneOf(_)) => "list of rules".to_owned(),
         Kind::List(kind) => format!("list of {}s", short(kind)),
+        Kind::Model => "pattern".to_owned(),
         Kind::Name => "name".to_owned(),
         Kind::OneOf(words) => {
             let words: Vec<_> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
             words.join(", ")
         }
         Kind::Path => "path".to_owned(),
+        Kind::Pattern => "model".to_owned(),
         Kind::Prefix => "path prefix".to_owned(),
         Kind::Secret => "secret".to_owned(),
         Kind::Size { min, max } => format!("size, {} to {}", size_text(*min), size_text(*max)),
@@ -227,9 +232,10 @@ fn kind_schema(kind: &Kind) -> Json {
         Kind::List(kind) => {
             json!({ "type": "array", "maxItems": LIST_MAX, "items": kind_schema(kind) })
         }
+        Kind::Model => text(MODEL_PATTERN),
         Kind::Name => text(NAME_PATTERN),
         Kind::OneOf(words) => json!({ "enum": words }),
-        Kind::Path => json!({ "type": "string", "minLength": 1 }),
+        Kind::Path | Kind::Pattern => json!({ "type": "string", "minLength": 1 }),
         Kind::Prefix => text(PREFIX_PATTERN),
         Kind::Secret => json!({ "$ref": "#/$defs/secret" }),
         Kind::Size { min, max } => json!({

@@ -24,6 +24,8 @@ use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
 pub use crate::hygiene::heap::Wanted as Heap;
 use crate::provider::Provider;
+use crate::retention::Policy;
+use crate::retention::Rule;
 
 use self::check::Surroundings;
 use self::report::{Cause, Fault, Lines};
@@ -53,6 +55,8 @@ pub struct Config {
     pub drain: Drain,
     /// `None`: `enabled = false`.
     pub metrics: Option<MetricsListener>,
+    /// `metrics.models`: patterns of model names, each a label. At most 63.
+    pub models: Vec<String>,
     /// `None`: `enabled = false`.
     pub admin: Option<AdminListener>,
     /// Events on standard error.
@@ -301,12 +305,23 @@ pub struct Upstream {
     pub silence_timeout: Duration,
     /// A pooled connection without a request in flight. Default 30 s.
     pub idle_timeout: Duration,
+    /// For how long an answer is read on after its client left, default 0 (cancel at once), at most 10 min.
+    pub abort_drain: Duration,
     /// What is kept from the provider.
     pub privacy: Privacy,
     /// Tries at most this many endpoints before the first byte. Default 3, 1 to 8.
     pub attempts: u32,
     /// Body caps that replace those of `[limits]`.
     pub body_bytes: Option<u64>,
+    /// What requests may ask of the provider.
+    pub(crate) policy: Policy,
+}
+
+impl Upstream {
+    /// Retention rules that are not in force here.
+    pub(crate) fn relaxed(&self) -> impl Iterator<Item = Rule> {
+        Rule::ALL.iter().copied().filter(|rule| !self.policy.rules.has(*rule))
+    }
 }
 
 /// One address or region of an upstream.

@@ -10,6 +10,7 @@ use super::Endpoint;
 use super::report::{Cause, Fault, KeyName, Span, SyntaxWords};
 use super::table::{self, Key, Kind, SECTIONS, Section};
 use super::value;
+use crate::telemetry::models::pattern_fault;
 
 /// The configuration as written, section by section.
 pub(super) struct RawConfig {
@@ -124,6 +125,11 @@ impl Block {
     /// Where the value is, or else the header.
     pub(super) fn span_of(&self, key: &str) -> Option<Span> {
         self.entries[self.index(key)].span.clone().or_else(|| self.span.clone())
+    }
+
+    /// The blocks of an upstream's addresses.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Block> {
+        self.children.iter().filter(|child| child.section.path == "upstream.endpoint")
     }
 
     pub(super) fn address(&self, key: &str) -> Option<SocketAddr> {
@@ -419,6 +425,17 @@ impl Reader<'_> {
         let mut values = Vec::new();
         for item in items {
             let read = match item.get_ref() {
+                DeValue::String(text) if matches!(kind, Kind::OneOf(_)) => {
+                    let Kind::OneOf(allowed) = kind else { continue };
+                    match allowed.iter().find(|word| *word == text) {
+                        Some(word) => Ok((*word).to_owned()),
+                        None => {
+                            let near = (text.len() <= 32).then(|| closest(text, allowed.iter().copied())).flatten();
+                            self.fault(item.span(), Cause::NotOneOf { key: key.name, section, allowed, near });
+                            continue;
+                        }
+                    }
+                }
                 DeValue::String(text) => one_text(kind, text),
                 _ => Err("must hold strings only"),
             };
@@ -453,9 +470,14 @@ fn one_text(kind: &Kind, text: &str) -> Result<String, &'static str> {
     match kind {
         Kind::Cidr => value::cidr(text),
         Kind::Host => value::host(text),
+        Kind::Model => match pattern_fault(text) {
+            Some(why) => Err(why),
+            None => Ok(text.to_owned()),
+        },
         Kind::Name => value::name(text).map(|()| text.to_owned()),
         Kind::Path if text.is_empty() || text.contains('\0') => Err("must be a path"),
         Kind::Path => Ok(text.to_owned()),
+        Kind::Pattern => value::pattern(text).map(|()| text.to_owned()),
         Kind::Prefix => value::prefix(text).map(|()| text.to_owned()),
         Kind::PublicUrl => value::public_url(text),
         _ => unreachable!("callers ask is_text()"),

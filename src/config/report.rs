@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::table::{self, Kind, Section};
+use crate::retention::Rule;
 
 /// More than anyone reads; and a wrong file of 1 MiB has tens of thousands.
 const SHOWN_MAX: usize = 100;
@@ -151,6 +152,8 @@ pub(super) enum Cause {
         says: &'static str,
         help: Option<&'static str>,
     },
+    /// A rule of the retention policy that is not in force; `None`: none is.
+    Relaxed(Option<Rule>),
     Syntax(SyntaxWords),
     TooMany(&'static Section),
     /// The same value as at `first`.
@@ -198,6 +201,11 @@ impl Cause {
                     false => format!("`{key}` in {} must be {allowed}{near}", section.header()),
                 }
             }
+            Self::Relaxed(Some(rule)) => {
+                let (name, says) = (rule.as_str(), rule.says());
+                format!("the retention rule `{name}` is relaxed: {says} are let through to the provider")
+            }
+            Self::Relaxed(None) => "all retention rules are relaxed: requests are passed on as they come".to_owned(),
             Self::NotRepeated(section) => {
                 format!("`{}` may be there several times: write {}", section.name(), section.header())
             }

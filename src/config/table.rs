@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use super::value::{duration_text, size_text};
+use crate::retention::RULE_WORDS;
+use crate::retention::VENDOR_WORDS;
 
 /// A TOML table or array of tables.
 pub(super) struct Section {
@@ -46,9 +48,13 @@ pub(super) enum Kind {
         max: u64,
     },
     List(&'static Kind),
+    /// A pattern of the model table.
+    Model,
     Name,
     OneOf(&'static [&'static str]),
     Path,
+    /// Of names of models, with stars.
+    Pattern,
     Prefix,
     PublicUrl,
     Secret,
@@ -383,6 +389,13 @@ pub(super) const SECTIONS: &[Section] = &[
                 "{ env = \"NULLHOP_METRICS_TOKEN\" }",
                 "Bearer token that a scrape must carry.",
             ),
+            key(
+                "models",
+                Kind::List(&Kind::Model),
+                "[]",
+                "Patterns of model names, such as \"house-*\", at most 63: each is a value of the label `model`, before the \
+                 built-in families.",
+            ),
         ],
     },
     Section {
@@ -478,6 +491,13 @@ pub(super) const SECTIONS: &[Section] = &[
                 "A pooled connection without a request in flight.",
             ),
             key(
+                "abort_drain",
+                Kind::Duration { min: 0, max: 10 * MINUTE },
+                "\"0s\"",
+                "After a client left, an answer is read on for this long to learn what it costs. Only for providers that bill \
+                 to the end; `0s` cancels at once.",
+            ),
+            key(
                 "privacy",
                 Kind::OneOf(&["address", "device", "session"]),
                 "\"device\"",
@@ -495,7 +515,36 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"64MiB\"",
                 "Replaces the body sizes of [limits] for this upstream.",
             ),
+            optional(
+                "vendor",
+                Kind::OneOf(VENDOR_WORDS),
+                "\"openrouter\"",
+                "Which service it is, for rules that differ among services with one API. Default: by the URL's host.",
+            ),
+            key(
+                "models",
+                Kind::List(&Kind::Pattern),
+                "[]",
+                "Models that may be asked; `*` stands for any letters. Empty: all of them.",
+            ),
+            key(
+                "usage",
+                Kind::OneOf(&["auto", "ask", "leave"]),
+                "\"auto\"",
+                "Whether chat streams are asked for usage when the client does not. `auto`: for keys that nullhop manages.",
+            ),
         ],
+    },
+    Section {
+        path: "upstream.retention",
+        repeated: false,
+        doc: "What requests may ask the provider to keep (docs/retention.md). Also `retention = { allow = [...] }` in [[upstream]].",
+        keys: &[key(
+            "allow",
+            Kind::List(&Kind::OneOf(RULE_WORDS)),
+            "[]",
+            "Rules that are relaxed, by name; `all` of them.",
+        )],
     },
     Section {
         path: "upstream.endpoint",
@@ -516,7 +565,17 @@ pub(super) const SECTIONS: &[Section] = &[
 impl Kind {
     /// Whether the value is a text that `parse` checks and keeps as text.
     pub(super) fn is_text(&self) -> bool {
-        matches!(self, Self::Cidr | Self::Host | Self::Name | Self::Path | Self::Prefix | Self::PublicUrl)
+        matches!(
+            self,
+            Self::Cidr
+                | Self::Host
+                | Self::Model
+                | Self::Name
+                | Self::Path
+                | Self::Pattern
+                | Self::Prefix
+                | Self::PublicUrl
+        )
     }
 
     /// "must be ...".
@@ -534,13 +593,18 @@ impl Kind {
             Self::Host => "a host name in quotes".to_owned(),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
             Self::List(Kind::Cidr) => "a list of networks, such as [\"10.0.0.0/8\"]".to_owned(),
+            Self::List(Kind::Model) => "a list of patterns, such as [\"house-*\"]".to_owned(),
+            Self::List(Kind::OneOf(_)) => "a list of rules, such as [\"files\"]".to_owned(),
+            Self::List(Kind::Pattern) => "a list of models, such as [\"gpt-*\"]".to_owned(),
             Self::List(_) => "a list of host names, such as [\"edge.example.com\"]".to_owned(),
+            Self::Model => "a pattern in quotes".to_owned(),
             Self::Name => "a name in quotes".to_owned(),
             Self::OneOf(words) => {
                 let words: Vec<_> = words.iter().map(|word| format!("\"{word}\"")).collect();
                 words.join(" or ")
             }
             Self::Path => "a path in quotes".to_owned(),
+            Self::Pattern => "a model in quotes, with `*` for any letters".to_owned(),
             Self::Prefix => "a path such as \"/openai\"".to_owned(),
             Self::Secret => "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned(),
             Self::Size { min, max } => format!(

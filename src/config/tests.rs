@@ -619,6 +619,23 @@ fn a_thousand_problems_are_counted_and_a_hundred_shown() {
     assert!(read(&wide).err().unwrap().to_string().len() < 2_000);
 }
 
+#[test]
+fn models_are_patterns() {
+    let with = |list: &str| with_upstream(&format!("[metrics]\nmodels = {list}"));
+    assert_eq!(ok("[metrics]\nmodels = [\"house-*\", \"v/m@1:x\"]").config.models, ["house-*", "v/m@1:x"]);
+    for (list, says) in [
+        ("[\"a b\"]", "must hold patterns of letters, digits and . _ : / @ - with * for any run of them"),
+        ("[\"\"]", "must hold patterns of 1 to 96 characters"),
+        ("[\"other\"]", "must not hold `other`"),
+        ("\"x\"", "must be a list of patterns, such as [\"house-*\"], not a string"),
+    ] {
+        assert!(report(&with(list)).contains(&format!("`models` in [metrics] {says}")), "{list}");
+    }
+    let many = |count: usize| format!("{:?}", (0..count).map(|number| format!("m{number}")).collect::<Vec<_>>());
+    assert_eq!(ok(&format!("[metrics]\nmodels = {}", many(63))).config.models.len(), 63);
+    assert!(report(&with(&many(64))).contains("`models` in [metrics] has more than 63 patterns"));
+}
+
 /// Letters and digits take turns, so that no eight of them in a row pass for the name of a key.
 const CANARY: &str = "q7z9x4k2w8v5j3m6";
 
@@ -638,6 +655,7 @@ address = "127.0.0.1:8443"
 [metrics]
 address = "0.0.0.0:9464"
 token = {{ env = "{c}" }}
+models = ["{c}-*"]
 [limits]
 idle_timeout = "60s"
 head_fields = 100

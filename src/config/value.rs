@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::Endpoint;
+use crate::retention::PATTERN_BYTES_MAX;
 
 /// The largest integer that TOML itself promises to carry.
 pub(super) const INTEGER_MAX: u64 = i64::MAX as u64;
@@ -224,6 +225,15 @@ pub(super) fn public_url(text: &str) -> Result<String, &'static str> {
         _ => format!(":{port}"),
     };
     Ok(format!("{scheme}://{host}{port}{path}"))
+}
+
+/// A model's name, with stars.
+pub(super) fn pattern(text: &str) -> Result<(), &'static str> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
+    match plain && !text.is_empty() && text.len() <= PATTERN_BYTES_MAX {
+        true => Ok(()),
+        false => Err("must be the name of a model, 1 to 96 letters without spaces; `*` stands for any letters"),
+    }
 }
 
 /// `/openai`, `/team/openai`; empty for "no prefix".

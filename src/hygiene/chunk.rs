@@ -42,28 +42,42 @@ use super::wipe::wipe_raw;
 /// # use nullhop::hygiene::Chunk;
 /// let twice = Chunk::own("pong".to_owned()).clone();
 /// ```
-pub struct Chunk(Inner);
-
-enum Inner {
-    /// Split off a connection's read buffer by hyper. `address` and `len` are the whole region as it
-    /// arrived; `bytes` shrinks as it is written.
-    Relayed { bytes: Bytes, address: usize, len: usize },
-    /// nullhop's own text; no content.
-    Own(Bytes),
+pub struct Chunk {
+    /// Shrinks as it is written.
+    bytes: Bytes,
+    /// The whole region as it arrived, split off a connection's read buffer by hyper; what the drop clears. Of nullhop's own
+    /// text, which is no content, both are 0. No enum: the fields that a variant has not would keep whatever the stack held.
+    address: usize,
+    len: usize,
 }
 
 impl Chunk {
     /// Text that nullhop wrote itself. A `String` and not `Bytes`, so that it is certain to stand on
     /// the heap: h2's writes are cleared where they stand, and a constant cannot be.
     pub fn own(text: String) -> Self {
-        Self(Inner::Own(text.into()))
+        Self::unregioned(text.into())
+    }
+
+    /// A copy of content, for what was decoded or held back, cleared like what it was copied from.
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        Self::taken(bytes.to_vec())
+    }
+
+    /// Content that was put together, cleared like any other.
+    pub(crate) fn taken(bytes: Vec<u8>) -> Self {
+        if bytes.is_empty() {
+            return Self::unregioned(Bytes::new());
+        }
+        // `relayed` will clear it by its address. The allocator of this crate exposes what it hands out; under another
+        // one, in tests, this does.
+        let _ = bytes.as_ptr().expose_provenance();
+        // SAFETY: a block of its own from the global allocator, and the only view of it.
+        unsafe { Self::relayed(Bytes::from(bytes)) }
     }
 
     /// The bytes not yet written, for the meter to look at.
     pub fn as_slice(&self) -> &[u8] {
-        match &self.0 {
-            Inner::Relayed { bytes, .. } | Inner::Own(bytes) => bytes,
-        }
+        &self.bytes
     }
 
     /// Cuts the first `at` bytes off, which become a piece of their own. Each part clears what is its own.
@@ -73,19 +87,18 @@ impl Chunk {
     pub(crate) fn split_to(&mut self, at: usize) -> Self {
         if at == 0 {
             // An empty `Bytes` keeps no block alive, so it must not answer for any part of one.
-            return Self(Inner::Own(Bytes::new()));
+            return Self::unregioned(Bytes::new());
         }
-        match &mut self.0 {
-            Inner::Relayed { bytes, address, len } => {
-                let head = bytes.split_to(at);
-                // What was handed over already, in front of `head`, is cleared with it.
-                let head_len = bytes.as_ptr().addr() - *address;
-                let head_address = std::mem::replace(address, bytes.as_ptr().addr());
-                *len -= head_len;
-                Self(Inner::Relayed { bytes: head, address: head_address, len: head_len })
-            }
-            Inner::Own(bytes) => Self(Inner::Own(bytes.split_to(at))),
+        let bytes = self.bytes.split_to(at);
+        if self.len == 0 {
+            return Self::unregioned(bytes);
         }
+        // What was handed over already, in front of the head, is cleared with it.
+        let border = self.bytes.as_ptr().addr();
+        let head = Self { bytes, address: self.address, len: border - self.address };
+        self.address = border;
+        self.len -= head.len;
+        head
     }
 
     /// Overwrites a part of a relayed piece with spaces, which JSON allows between any two tokens. Text of nullhop's own
@@ -94,13 +107,17 @@ impl Chunk {
     /// # Panics
     /// If `range` is not within the bytes.
     pub(crate) fn blank(&mut self, range: std::ops::Range<usize>) {
-        if let Inner::Relayed { bytes, .. } = &self.0 {
-            let part = &bytes[range];
+        let part = &self.bytes[range];
+        if self.len > 0 {
             let (address, len) = (part.as_ptr().addr(), part.len());
             // SAFETY: as in `drop`: the region is exclusively ours and its block is alive. `part` is not used after this,
             // and later reads go through `bytes`, which is loaded anew.
             unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(address), b' ', len) }
         }
+    }
+
+    fn unregioned(bytes: Bytes) -> Self {
+        Self { bytes, address: 0, len: 0 }
     }
 
     /// # Safety
@@ -109,7 +126,7 @@ impl Chunk {
     unsafe fn relayed(bytes: Bytes) -> Self {
         let address = bytes.as_ptr().addr();
         let len = bytes.len();
-        Self(Inner::Relayed { bytes, address, len })
+        Self { bytes, address, len }
     }
 }
 
@@ -127,9 +144,8 @@ where
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        if let Inner::Relayed { address, len, .. } = self.0
-            && taken(Measure::Chunks)
-        {
+        let Self { address, len, .. } = *self;
+        if len > 0 && taken(Measure::Chunks) {
             // SAFETY: `relayed`'s contract makes the region exclusively ours, and `bytes`, still
             // alive here, keeps its block from being freed. The allocator exposed the block's
             // provenance, so the address may be turned back into a pointer for writing; `bytes` is
@@ -149,9 +165,7 @@ impl Buf for Chunk {
     }
 
     fn advance(&mut self, count: usize) {
-        match &mut self.0 {
-            Inner::Relayed { bytes, .. } | Inner::Own(bytes) => bytes.advance(count),
-        }
+        self.bytes.advance(count);
     }
 }
 

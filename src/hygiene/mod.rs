@@ -1,6 +1,7 @@
 //! Keeping nothing: what clears memory, and what cannot be printed. All unsafe code lives here.
 
 pub(crate) mod alloc;
+pub(crate) mod block;
 mod capabilities;
 pub(crate) mod chunk;
 pub(crate) mod crypto_heap;

@@ -247,6 +247,45 @@ impl Wire {
         Ok(())
     }
 
+    /// Reads a message, in however many frames, and drops it: how many bytes of payload it had.
+    pub(super) async fn read_message(&mut self) -> io::Result<usize> {
+        let mut payload = 0;
+        loop {
+            let mut head = [0; 2];
+            self.read_into(&mut head).await?;
+            let mut length = [0; 8];
+            let len = match head[1] & 0x7f {
+                126 => 2,
+                127 => 8,
+                short => {
+                    length[7] = short;
+                    0
+                }
+            };
+            self.read_into(&mut length[8 - len..]).await?;
+            let len = usize::try_from(u64::from_be_bytes(length)).map_err(|_| io::ErrorKind::InvalidData)?;
+            let mask = if head[1] & 0x80 != 0 { 4 } else { 0 };
+            self.read(mask + len).await?;
+            payload += len;
+            if head[0] & 0x80 != 0 {
+                return Ok(payload);
+            }
+        }
+    }
+
+    async fn read_into(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut buffer = ReadBuf::new(bytes);
+            std::future::poll_fn(|cx| Pin::new(&mut self.0).poll_read(cx, buffer.unfilled())).await?;
+            let read = buffer.filled().len();
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            bytes = &mut bytes[read..];
+        }
+        Ok(())
+    }
+
     pub(super) async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let written = std::future::poll_fn(|cx| Pin::new(&mut self.0).poll_write(cx, bytes)).await?;

@@ -249,6 +249,7 @@ impl Proof {
             page = of_second;
         }
         self.report.guards = surface::guards(&page);
+        self.report.guards.extend(surface::retention(&self.derived.original));
         if is_wanted(Path::Drain) {
             let report = self.path(Path::Drain, Path::ALL.len() - 1).await;
             self.report.paths.push(report);

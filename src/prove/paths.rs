@@ -507,7 +507,7 @@ impl Drive {
         let mut client = self.connect().await?;
         let up = |bytes| frame(&self.content(Kind::RequestBody, bytes), true);
         let down = |bytes| frame(&self.content(Kind::ResponseBody, bytes), false);
-        let turns = MESSAGES.iter().map(|bytes| (up(*bytes).len(), down(*bytes))).collect();
+        let turns = MESSAGES.iter().map(|bytes| (*bytes, down(*bytes))).collect();
         let reading = Reading::WebSocket { turns, last: CLOSE_MASKED.len() };
         let (plan, seen) = self.plan(reading, 101, Vec::new());
         let path = format!("/v1/{}/realtime", self.text(Kind::Path));

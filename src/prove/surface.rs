@@ -15,8 +15,10 @@ use super::child::Child;
 use super::child::MEMFD;
 use super::report::Line;
 use super::report::State;
+use crate::config::Config;
 use crate::hygiene::measure;
 use crate::hygiene::measure::Measure;
+use crate::retention::Rule;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ProcessGuard;
 
@@ -222,6 +224,25 @@ pub(super) fn guards(page: &str) -> Vec<Line> {
         Line::new(guard.as_str(), state, says.to_owned())
     };
     ProcessGuard::ALL.iter().copied().map(guard).collect()
+}
+
+/// Which rules of the retention policy the configuration relaxes. That is an operator's right, and an auditor's to know.
+pub(super) fn retention(config: &Config) -> Vec<Line> {
+    let relaxed = Rule::ALL.iter().filter_map(|rule| {
+        let upstreams: Vec<&str> = config
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.relaxed().any(|relaxed| relaxed == *rule))
+            .map(|upstream| upstream.name.as_str())
+            .collect();
+        let says = format!("retention rule relaxed for {}", upstreams.join(", "));
+        (!upstreams.is_empty()).then(|| Line::new(rule.as_str(), State::Attention, says))
+    });
+    let mut lines: Vec<Line> = relaxed.collect();
+    if lines.is_empty() {
+        lines.push(Line::new("retention", State::Good, "all rules in force".to_owned()));
+    }
+    lines
 }
 
 /// Whether every machine that nullhop runs on has it. For others a limit, a container's policy or an older

@@ -1,6 +1,7 @@
 //! An answer's body on its way to the client.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,6 +16,7 @@ use http_body::SizeHint;
 use tokio::time::Sleep;
 
 use super::drain_rest;
+use super::hide::Filter;
 use super::tally::Tally;
 use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
@@ -66,13 +68,27 @@ impl std::error::Error for BodyFault {}
 
 /// An answer's body: the upstream's, or a fixed text of ours.
 pub(crate) enum AnswerBody {
-    Relayed(Box<Relayed>),
+    Relayed(Relayed),
     /// The account is that of the exchange, closed when the text is out; `None` if it went elsewhere.
-    Fixed(Option<String>, #[expect(dead_code, reason = "held for its drop")] Option<Tally>),
+    Fixed(Option<String>, #[expect(dead_code, reason = "held for its drop")] Option<Box<Tally>>),
+}
+
+/// The upstream's body on loan to a client.
+pub(crate) struct Relayed {
+    /// `None` only while it is dropped: what a client left may be read on without it.
+    stream: Option<Box<Stream>>,
+    /// What takes out of the answer what the client did not ask for.
+    hide: Option<Box<Hide>>,
+}
+
+/// A filter and what has come out of it.
+struct Hide {
+    filter: Filter,
+    ready: VecDeque<Chunk>,
 }
 
 /// The upstream's body, with everything that must live as long.
-pub(crate) struct Relayed {
+pub(super) struct Stream {
     body: WipedIncoming,
     /// `None` once the end was reached or the line was given up.
     lease: Option<Lease>,
@@ -87,9 +103,68 @@ pub(crate) struct Relayed {
     /// Chunks so far, for sampling what one costs.
     chunks: u32,
     ended: bool,
+    /// For how long it is read on when its client leaves.
+    abort_drain: Duration,
 }
 
 impl Relayed {
+    /// `hide`: the answer has events that the client did not ask for.
+    pub(super) fn new(stream: Stream, hide: bool) -> Self {
+        let hide = hide.then(|| Box::new(Hide { filter: Filter::new(), ready: VecDeque::new() }));
+        Self { stream: Some(Box::new(stream)), hide }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        let Some(hide) = &mut self.hide else { return stream.poll_frame(cx) };
+        loop {
+            if let Some(chunk) = hide.ready.pop_front() {
+                stream.stall.0.set(Some(Instant::now()));
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            match std::task::ready!(stream.poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(chunk) => {
+                        hide.filter.push(chunk, &mut hide.ready);
+                        if stream.ended {
+                            hide.filter.finish(&mut hide.ready);
+                        } else if hide.ready.is_empty() {
+                            // Nothing waits for the client.
+                            stream.stall.0.set(None);
+                        }
+                    }
+                    // An event stream has no use for trailers, and what is held must come first.
+                    Err(_trailers) => hide.filter.finish(&mut hide.ready),
+                },
+                Some(Err(fault)) => return Poll::Ready(Some(Err(fault))),
+                None => {
+                    hide.filter.finish(&mut hide.ready);
+                    if hide.ready.is_empty() {
+                        return Poll::Ready(None);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let nothing_waits = self.hide.as_ref().is_none_or(|hide| hide.ready.is_empty());
+        nothing_waits && self.stream.as_ref().is_none_or(|stream| stream.ended)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.stream, &self.hide) {
+            (Some(stream), None) => stream.body.size_hint(),
+            _ => SizeHint::default(),
+        }
+    }
+}
+
+impl Stream {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part of one exchange, and they have nothing else in common"
+    )]
     pub(super) fn new(
         body: WipedIncoming,
         lease: Lease,
@@ -98,6 +173,7 @@ impl Relayed {
         stall: StallMark,
         silence_max: Duration,
         outcome: Outcome,
+        abort_drain: Duration,
     ) -> Self {
         let mut this = Self {
             body,
@@ -110,6 +186,7 @@ impl Relayed {
             outcome,
             chunks: 0,
             ended: false,
+            abort_drain,
         };
         if this.body.is_end_stream() {
             this.end();
@@ -143,7 +220,7 @@ impl Relayed {
                     return Poll::Ready(Some(Err(BodyFault::Cut)));
                 }
                 let now = Instant::now();
-                self.tally.passed(frame.data_ref().map_or(0, |data| data.as_slice().len()), now);
+                self.tally.passed(frame.data_ref().map_or(&[][..], Chunk::as_slice), now);
                 self.stall.0.set(Some(now));
                 if frame.is_trailers() || self.body.is_end_stream() {
                     self.end();
@@ -191,7 +268,7 @@ impl Relayed {
 
     fn end(&mut self) {
         self.ended = true;
-        self.tally.settle(self.outcome);
+        self.tally.ended(self.outcome);
         let Some(lease) = self.lease.take() else { return };
         if self.upload.ended() {
             lease.give_back();
@@ -206,6 +283,72 @@ impl Relayed {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.abandoned();
+        }
+    }
+}
+
+/// How many answers a worker reads on at once without their clients. One more is cancelled at once.
+const DRAINS_MAX: u32 = 64;
+
+/// An answer is read on for so many bytes.
+const DRAIN_BYTES_MAX: u64 = 16 << 20;
+
+thread_local! {
+    static DRAINS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A worker's place for an answer without its client.
+struct DrainPlace;
+
+impl DrainPlace {
+    fn take() -> Option<Self> {
+        let taken = DRAINS.get();
+        (taken < DRAINS_MAX).then(|| {
+            DRAINS.set(taken + 1);
+            Self
+        })
+    }
+}
+
+impl Drop for DrainPlace {
+    fn drop(&mut self) {
+        DRAINS.set(DRAINS.get() - 1);
+    }
+}
+
+impl Stream {
+    /// The client does not read it any more: it left, or it has everything.
+    fn abandoned(mut self: Box<Self>) {
+        // First, so that an upload that still runs ends. Its provider does not bill for half a request.
+        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+        let worth = !self.ended && !self.abort_drain.is_zero() && self.upload.ended() && self.tally.looks();
+        let may = !std::thread::panicking() && !self.tally.handles().process().cutting();
+        if !worth || !may {
+            return;
+        }
+        let Some(place) = DrainPlace::take() else { return };
+        self.tally.client_left(Instant::now());
+        let time = self.abort_drain;
+        tokio::task::spawn_local(async move {
+            let _place = place;
+            let mut left = DRAIN_BYTES_MAX;
+            // Each chunk is cleared as it is dropped; a fault, the silence's too, ends it.
+            let _ = tokio::time::timeout(time, async {
+                while let Some(Ok(frame)) = std::future::poll_fn(|cx| self.poll_frame(cx)).await {
+                    let bytes = frame.data_ref().map_or(0, |data| data.as_slice().len() as u64);
+                    let Some(rest) = left.checked_sub(bytes) else { return };
+                    left = rest;
+                }
+            })
+            .await;
+        });
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
         // An upload of an h2 exchange runs in a task of hyper's; this ends it.
         self.upload.fail(crate::upstream::UploadFault::Cancelled);
     }
@@ -214,13 +357,15 @@ impl Drop for Relayed {
 impl AnswerBody {
     /// A text of ours.
     pub(crate) fn fixed(text: String, tally: Tally) -> Self {
-        Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(tally))
+        Self::Fixed(Some(text).filter(|text| !text.is_empty()), Some(Box::new(tally)))
     }
 
     /// Whether the request body needs no more watching.
     pub(crate) fn upload_over(&self) -> bool {
         match self {
-            Self::Relayed(relayed) => relayed.ended || relayed.upload.ended(),
+            Self::Relayed(relayed) => {
+                relayed.stream.as_ref().is_none_or(|stream| stream.ended || stream.upload.ended())
+            }
             Self::Fixed(..) => true,
         }
     }
@@ -243,12 +388,15 @@ impl Body for AnswerBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         match self.get_mut() {
             Self::Relayed(relayed) => {
-                let began = relayed.chunks.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
+                let chunks = relayed.stream.as_ref().map_or(1, |stream| stream.chunks);
+                let began = chunks.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
                 let polled = relayed.poll_frame(cx);
-                if let Poll::Ready(Some(Ok(_))) = &polled {
-                    relayed.chunks = relayed.chunks.wrapping_add(1);
+                if let Poll::Ready(Some(Ok(_))) = &polled
+                    && let Some(stream) = &mut relayed.stream
+                {
+                    stream.chunks = stream.chunks.wrapping_add(1);
                     if let Some(began) = began {
-                        relayed.tally.handles().overhead(Phase::Chunk).observe(began.elapsed());
+                        stream.tally.handles().overhead(Phase::Chunk).observe(began.elapsed());
                     }
                 }
                 polled
@@ -259,14 +407,14 @@ impl Body for AnswerBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Relayed(relayed) => relayed.ended,
+            Self::Relayed(relayed) => relayed.is_end_stream(),
             Self::Fixed(text, _) => text.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Relayed(relayed) => relayed.body.size_hint(),
+            Self::Relayed(relayed) => relayed.size_hint(),
             Self::Fixed(text, _) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
         }
     }

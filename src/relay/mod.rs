@@ -5,7 +5,9 @@
 
 mod body;
 mod head;
+mod hide;
 mod tally;
+mod usage;
 mod websocket;
 
 use std::pin::Pin;
@@ -25,12 +27,17 @@ use crate::admission::Permit;
 use crate::admission::Refusal;
 use crate::config;
 use crate::hygiene::WipedIncoming;
+use crate::meter::Api;
 use crate::provider::Operation;
+use crate::retention::Denied;
+use crate::retention::Editor;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
+use crate::telemetry::models::model_in_path;
 use crate::upstream::Answer;
 use crate::upstream::RequestHead;
 use crate::upstream::SendFault;
@@ -42,7 +49,10 @@ pub(crate) use body::AnswerBody;
 pub(crate) use body::BodyFault;
 use body::Relayed;
 pub(crate) use body::StallMark;
+use body::Stream;
 pub(crate) use tally::Tally;
+use usage::Call;
+use usage::Look;
 pub(crate) use websocket::Peer;
 pub(crate) use websocket::StreamCut;
 pub(crate) use websocket::is_upgrade;
@@ -80,6 +90,14 @@ impl Way {
         &self.config.upstreams[self.place]
     }
 
+    /// The API of a call that is billed by tokens. Reading what was stored, and counting tokens, is free.
+    fn billed_api(&self, method: &http::Method) -> Option<Api> {
+        if *method != http::Method::POST || self.operation == Operation::CountTokens {
+            return None;
+        }
+        Api::of(self.upstream_config().provider, without_query(&self.path))
+    }
+
     fn body_bytes_max(&self) -> u64 {
         let limits = &self.config.limits;
         let default = if self.operation.uploads() { limits.upload_bytes } else { limits.body_bytes };
@@ -100,8 +118,27 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         drain_rest(Some(body));
         return Err(Refused { refusal: Refusal::BodyTooLarge, tally: way.tally });
     }
-    let empty = body.is_end_stream();
-    let upload = Upload::new(body, bytes_max, way.tally.request_bytes());
+    let mut parts = parts;
+    let editor = match read_head(&way, &parts.method, &mut parts.headers) {
+        Ok(editor) => editor,
+        Err(denied) => {
+            drain_rest(Some(body));
+            return Err(Refused { refusal: denied_to(&way, denied), tally: way.tally });
+        }
+    };
+    let empty = body.is_end_stream() && editor.is_none();
+    let editor = editor.map(|mut editor| {
+        editor.limit(bytes_max);
+        (editor, way.tally.handles().clone())
+    });
+    let upload = Upload::new(body, bytes_max, way.tally.request_bytes(), editor);
+    let api = way.billed_api(&parts.method);
+    if let Some(api) = api {
+        way.tally.billed(&upload, Call { api, array: without_query(&way.path).ends_with(":streamGenerateContent") });
+        if let Some(model) = model_in_path(&way.path) {
+            way.tally.requested(model.as_bytes());
+        }
+    }
     let head = RequestHead {
         method: parts.method,
         path: std::mem::take(&mut way.path),
@@ -125,6 +162,28 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     }
 }
 
+/// What policy says to a request's head.
+fn read_head(way: &Way, method: &http::Method, headers: &mut http::HeaderMap) -> Result<Option<Editor>, Denied> {
+    let upstream = way.upstream_config();
+    let policy = upstream.policy.settled(way.permit.mode == Mode::Managed);
+    let (path, query) = match way.path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (way.path.as_str(), None),
+    };
+    let endpoint = upstream.endpoints.first();
+    // A base path is a part of what the provider reads, and cannot name anything that a rule is about.
+    let host = endpoint.map_or("", |endpoint| endpoint.host.as_str());
+    policy.read_head(upstream.provider, host, method, path, query, headers)
+}
+
+/// Counts what policy has refused.
+fn denied_to(way: &Way, denied: Denied) -> Refusal {
+    if let Denied::Rule(rule) = denied {
+        way.tally.handles().upstream(way.upstream.id).retention_refused(rule);
+    }
+    Refusal::Policy(denied)
+}
+
 /// Sends the request and waits for the head of its answer, with an eye on the upload and the clock.
 async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, Refusal> {
     let limits = &way.config.limits;
@@ -134,10 +193,29 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
     let started = Instant::now();
     let mut rate = RateWatch::new(started, limits.body_grace, limits.body_rate_min);
     let mut alarm = std::pin::pin!(tokio::time::sleep(head_timeout.min(limits.body_grace)));
+    let mut early: Option<Answer> = None;
     let answer = std::future::poll_fn(|cx| {
         upload.watch(cx);
-        if let Poll::Ready(answer) = send.as_mut().poll(cx) {
-            return Poll::Ready(answer.map_err(|fault| refusal_of(fault, upload)));
+        if early.is_none()
+            && let Poll::Ready(answer) = send.as_mut().poll(cx)
+        {
+            match answer {
+                // An answer that began before the request was let through waits for that. One that says no may go.
+                Ok(answer) if upload.undecided() && answer.response.status().as_u16() < 400 => early = Some(answer),
+                Ok(_) if matches!(upload.fault(), Some(UploadFault::Denied(_))) => {}
+                Ok(answer) => return Poll::Ready(Ok(answer)),
+                Err(fault) => return Poll::Ready(Err(refusal_of(fault, upload))),
+            }
+        }
+        if let Some(answer) = &mut early {
+            // On h1 the rest of the request goes on only if somebody drives the line.
+            let over = answer.lease.drive(cx).is_ready();
+            if upload.fault().is_none() && (over || !upload.undecided()) {
+                return Poll::Ready(match upload.undecided() {
+                    true => Err(Refusal::UpstreamUnreachable),
+                    false => early.take().ok_or(Refusal::UpstreamProtocol),
+                });
+            }
         }
         if upload.fault().is_some() {
             return Poll::Ready(Err(refusal_of(SendFault::Upload, upload)));
@@ -160,6 +238,9 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
     })
     .await;
     if let Err(refusal) = &answer {
+        if let Refusal::Policy(denied) = refusal {
+            denied_to(way, *denied);
+        }
         let guard = match refusal {
             Refusal::BodyTooLarge => Some(Guard::BodyTooLarge),
             Refusal::BodyTooSlow => Some(Guard::BodyTooSlow),
@@ -180,6 +261,7 @@ fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
         (_, Some(UploadFault::TooSlow)) => Refusal::BodyTooSlow,
         (_, Some(UploadFault::BadFraming)) => Refusal::Malformed,
         (_, Some(UploadFault::ClientGone)) => Refusal::ClientGone,
+        (_, Some(UploadFault::Denied(denied))) => Refusal::Policy(denied),
         (SendFault::Crowded, _) => Refusal::Overloaded,
         (SendFault::Protocol, _) => Refusal::UpstreamProtocol,
         (SendFault::Connect | SendFault::Reset | SendFault::Upload, _) => Refusal::UpstreamUnreachable,
@@ -192,15 +274,37 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     parts.headers = head::response_headers(parts.headers);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
-    let streaming = parts.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().starts_with(b"text/event-stream")
-            || value.as_bytes().starts_with(b"application/vnd.amazon.eventstream")
-    });
+    let kind = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let events = kind.starts_with(b"text/event-stream");
+    let mut streaming = events || kind.starts_with(b"application/vnd.amazon.eventstream");
+    if let Some(call) = way.tally.call()
+        && parts.status.is_success()
+    {
+        let look = Look::new(call, &parts.headers);
+        streaming |= look.streams();
+        way.tally.look(look);
+    }
     way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
+    // What comes encoded cannot be taken out of; its client sees one event more.
+    let hide = events && upload.facts().usage_added && plain(&parts.headers);
+    if hide {
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+    }
     let outcome = outcome_of(parts.status);
-    let silence_max = way.upstream_config().silence_timeout;
-    let relayed = Relayed::new(WipedIncoming::new(body), lease, upload, way.tally, way.stall, silence_max, outcome);
-    Response::from_parts(parts, AnswerBody::Relayed(Box::new(relayed)))
+    let (silence_max, abort_drain) = (way.upstream_config().silence_timeout, way.upstream_config().abort_drain);
+    let body = WipedIncoming::new(body);
+    let stream = Stream::new(body, lease, upload, way.tally, way.stall, silence_max, outcome, abort_drain);
+    Response::from_parts(parts, AnswerBody::Relayed(Relayed::new(stream, hide)))
+}
+
+/// Whether an answer's body comes as it is.
+fn plain(headers: &http::HeaderMap) -> bool {
+    let values = headers.get_all(http::header::CONTENT_ENCODING);
+    values.iter().all(|value| matches!(value.as_bytes().trim_ascii(), b"") || value == "identity")
+}
+
+fn without_query(path: &str) -> &str {
+    path.split('?').next().unwrap_or(path)
 }
 
 /// What an answer that ends well counts as.

@@ -10,6 +10,7 @@ use crate::admission::Refusal;
 use crate::provider::Dialect;
 use crate::relay::AnswerBody;
 use crate::relay::Tally;
+use crate::retention::Denied;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Source;
 
@@ -136,6 +137,7 @@ fn row(refusal: &Refusal, dialect: Dialect) -> Row {
             retry: Retry::After("1"),
             close: false,
         },
+        Refusal::Policy(denied) => policy_row(*denied, dialect),
         Refusal::UpstreamTimeout => Row {
             status: 504,
             openai: ("server_error", "upstream_timeout"),
@@ -176,6 +178,52 @@ fn row(refusal: &Refusal, dialect: Dialect) -> Row {
     }
 }
 
+/// Refusals by policy (WIRE 6.3): 403 for what is not allowed, because Claude Code sends a 400 six times.
+fn policy_row(denied: Denied, dialect: Dialect) -> Row {
+    let invalid = "invalid_request_error";
+    let refused = Row {
+        status: 403,
+        openai: (invalid, "policy_refused"),
+        anthropic: "permission_error",
+        google: "PERMISSION_DENIED",
+        // That of a rule is put together in `render`.
+        text: "This gateway's policy does not allow the model that the request names.",
+        retry: Retry::No,
+        close: false,
+    };
+    match denied {
+        Denied::Rule(_) | Denied::Model => refused,
+        Denied::Unreadable => Row {
+            status: 400,
+            openai: (invalid, "unreadable_body"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The request body must be read here and is not the strict JSON (or form) that this endpoint takes.",
+            ..refused
+        },
+        Denied::Encoding => Row {
+            status: 415,
+            openai: (invalid, "unsupported_encoding"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "The request body must be read here and its Content-Encoding is not known: send it plain, or in gzip or zstd.",
+            ..refused
+        },
+        Denied::TooLarge => Row {
+            text: "The request body is larger than this endpoint allows when it is decoded.",
+            ..row(&Refusal::BodyTooLarge, dialect)
+        },
+        Denied::Thread => Row {
+            status: 400,
+            openai: (invalid, "thread_unsupported_request"),
+            anthropic: invalid,
+            google: "INVALID_ARGUMENT",
+            text: "Message threads are not kept here: send the whole history.",
+            ..refused
+        },
+    }
+}
+
 /// The answer to a refused request; settles its account.
 pub(super) fn refuse(refusal: &Refusal, dialect: Dialect, mut tally: Tally) -> Response<AnswerBody> {
     let row = row(refusal, dialect);
@@ -200,11 +248,20 @@ pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
 }
 
 fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, String) {
+    let by_rule;
     let text = match refusal {
-        Refusal::WrongBase(hint) => hint,
+        Refusal::WrongBase(hint) => hint.as_ref(),
+        Refusal::Policy(Denied::Rule(rule)) => {
+            let (name, says) = (rule.as_str(), rule.says());
+            by_rule = format!(
+                "The gateway's retention policy does not allow {says} (rule `{name}`). Whoever runs the gateway can relax \
+                 it for this upstream with retention = {{ allow = [\"{name}\"] }}."
+            );
+            by_rule.as_str()
+        }
         _ => row.text,
     };
-    let body = match dialect {
+    let mut body = match dialect {
         Dialect::Openai => serde_json::json!({
             "error": { "message": text, "type": row.openai.0, "param": null, "code": row.openai.1 }
         }),
@@ -215,6 +272,10 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
             "error": { "code": row.status, "message": text, "status": row.google }
         }),
     };
+    if matches!(refusal, Refusal::Policy(Denied::Thread)) && dialect == Dialect::Anthropic {
+        // What makes the client send everything (WIRE 5.2).
+        body["error"]["details"] = serde_json::json!({ "error_code": "thread_unsupported_request" });
+    }
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
@@ -255,6 +316,7 @@ fn outcome(refusal: &Refusal) -> Outcome {
         | Refusal::Method
         | Refusal::Misdirected
         | Refusal::NoRoute
+        | Refusal::Policy(_)
         | Refusal::WebSocketNotServed
         | Refusal::WrongBase(_) => Outcome::ClientError,
         Refusal::ClientGone => Outcome::ClientAbort,

@@ -16,12 +16,14 @@ use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
+use crate::telemetry::labels::TokenDirection;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
 use crate::telemetry::log::Event;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::telemetry::models::ModelTable;
 
 const CATALOGUE: &str = include_str!("../../docs/metrics.md");
 
@@ -172,6 +174,13 @@ fn move_everything(metrics: &Metrics, handles: &Handles) {
         let upstream = handles.upstream(UpstreamId(place as u16));
         upstream.connect_seconds.observe(second);
         upstream.response_head_seconds.observe(second);
+        for (model, _) in handles.models().labels() {
+            upstream.tokens.model(model).first_token_seconds.observe(second);
+            upstream.tokens.model(model).per_token_seconds.observe(second);
+        }
+        for direction in TokenDirection::ALL {
+            upstream.tokens.observe_request(*direction, 1);
+        }
     }
     let traffics = (0..Provider::ALL.len()).map(|place| Some(UpstreamId(place as u16))).chain([None]);
     for traffic in traffics.map(|upstream| handles.traffic(upstream)) {
@@ -209,9 +218,11 @@ fn what_is_exported_is_documented_and_the_reverse() {
     assert_eq!(exported.keys().collect::<Vec<_>>(), documented.keys().collect::<Vec<_>>());
 
     // Values that are not ours to list.
+    let models = ModelTable::default();
     let configured = BTreeMap::from([
         ("listener", BTreeSet::from(["main"])),
         ("certificate", BTreeSet::from(["edge"])),
+        ("model", models.labels().map(|(_, label)| label).collect()),
         ("upstream", Provider::ALL.iter().map(|provider| provider.as_str()).chain(["none"]).collect()),
     ]);
     for (name, family) in &exported {

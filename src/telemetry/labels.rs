@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::provider::Operation;
 use crate::provider::Provider;
+use crate::retention::Rule;
 
 /// A closed set of label values.
 pub(crate) trait Label: Copy + Send + Sync + 'static {
@@ -79,6 +80,32 @@ labels! {
     Direction, "direction" {
         Request => "request",
         Response => "response",
+    }
+
+    /// Which side of a call tokens belong to.
+    TokenDirection, "direction" {
+        Input => "input",
+        Output => "output",
+    }
+
+    /// What became of tokens. Within a direction no token is of two kinds.
+    TokenKind, "kind" {
+        /// Input that was read in full.
+        Uncached => "uncached",
+        CacheRead => "cache_read",
+        CacheWrite => "cache_write",
+        Response => "response",
+        Reasoning => "reasoning",
+    }
+
+    /// Why a call that is billed ended without figures.
+    MissingReason, "reason" {
+        /// It ended before its end, by whomever.
+        Aborted => "aborted",
+        /// The answer is whole and has none.
+        Absent => "absent",
+        /// The answer could not be read.
+        Unparsed => "unparsed",
     }
 
     /// HTTP version, as far as it matters for connections.
@@ -168,6 +195,8 @@ labels! {
         HeadTooLarge => "head_too_large",
         /// Resets, CONTINUATIONs, empty frames and the like, beyond what h2 takes.
         H2Abuse => "h2_abuse",
+        /// Of a WebSocket's client, by a policy.
+        MessageRefused => "message_refused",
         UpstreamInformational => "upstream_informational",
         UpstreamBadAnswer => "upstream_bad_answer",
         UpstreamLateBytes => "upstream_late_bytes",
@@ -234,6 +263,16 @@ labels! {
 impl From<bool> for Streaming {
     fn from(streaming: bool) -> Self {
         if streaming { Self::True } else { Self::False }
+    }
+}
+
+impl TokenKind {
+    /// The side it belongs to.
+    pub(crate) fn direction(self) -> TokenDirection {
+        match self {
+            Self::Uncached | Self::CacheRead | Self::CacheWrite => TokenDirection::Input,
+            Self::Response | Self::Reasoning => TokenDirection::Output,
+        }
     }
 }
 
@@ -309,6 +348,19 @@ status_labels! {
     S400 = 400, S401 = 401, S402 = 402, S403 = 403, S404 = 404, S405 = 405, S408 = 408, S409 = 409, S411 = 411,
     S413 = 413, S415 = 415, S421 = 421, S422 = 422, S426 = 426, S429 = 429, S431 = 431, S499 = 499,
     S500 = 500, S501 = 501, S502 = 502, S503 = 503, S504 = 504, S529 = 529,
+}
+
+impl Label for Rule {
+    const NAME: &'static str = "rule";
+    const ALL: &'static [Self] = Rule::ALL;
+
+    fn as_str(self) -> &'static str {
+        Rule::as_str(self)
+    }
+
+    fn index(self) -> usize {
+        self as usize
+    }
 }
 
 impl Label for Provider {
@@ -424,6 +476,9 @@ mod tests {
         is_closed_and_ordered::<Outcome>();
         is_closed_and_ordered::<Source>();
         is_closed_and_ordered::<Direction>();
+        is_closed_and_ordered::<TokenDirection>();
+        is_closed_and_ordered::<TokenKind>();
+        is_closed_and_ordered::<MissingReason>();
         is_closed_and_ordered::<Protocol>();
         is_closed_and_ordered::<Streaming>();
         is_closed_and_ordered::<RefusedReason>();

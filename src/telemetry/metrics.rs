@@ -33,6 +33,7 @@ use prometheus::process_collector::ProcessCollector;
 
 use crate::provider::Operation;
 use crate::provider::Provider;
+use crate::retention::Rule;
 use crate::telemetry::labels::CertificateId;
 use crate::telemetry::labels::ConnectResult;
 use crate::telemetry::labels::Direction;
@@ -42,6 +43,7 @@ use crate::telemetry::labels::HandshakeResult;
 use crate::telemetry::labels::InvalidName;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerId;
+use crate::telemetry::labels::MissingReason;
 use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::NONE;
 use crate::telemetry::labels::Name;
@@ -55,8 +57,12 @@ use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::StatusLabel;
 use crate::telemetry::labels::Streaming;
+use crate::telemetry::labels::TokenDirection;
+use crate::telemetry::labels::TokenKind;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
+use crate::telemetry::models::ModelId;
+use crate::telemetry::models::ModelTable;
 
 /// The names of one configuration; their places are the ids.
 #[derive(Clone, Debug)]
@@ -64,6 +70,7 @@ pub(crate) struct Names {
     listeners: Vec<Name>,
     certificates: Vec<Name>,
     upstreams: Vec<(Name, Provider)>,
+    models: ModelTable,
 }
 
 impl Names {
@@ -80,7 +87,13 @@ impl Names {
                 .into_iter()
                 .map(|(name, provider)| Ok((Name::new(name)?, provider)))
                 .collect::<Result<_, _>>()?,
+            models: ModelTable::default(),
         })
+    }
+
+    /// With another table of models than the built-in one.
+    pub(crate) fn with_models(self, models: ModelTable) -> Self {
+        Self { models, ..self }
     }
 }
 
@@ -131,6 +144,9 @@ impl Metrics {
             }
             if !upstreams.contains_key(name) {
                 let _ = self.families.upstream_up.remove_label_values(&[name.as_str()]);
+                for rule in Rule::ALL {
+                    let _ = self.families.rules_relaxed.remove_label_values(&[name.as_str(), rule.as_str()]);
+                }
             }
         }
         for name in bound.certificates.difference(&certificates) {
@@ -145,9 +161,10 @@ impl Metrics {
                 .iter()
                 .map(|(name, provider)| {
                     let known = bound.upstreams.contains_key(name);
-                    UpstreamMetrics::new(&self.families, name, *provider, known)
+                    UpstreamMetrics::new(&self.families, name, *provider, &names.models, known)
                 })
                 .collect(),
+            models: names.models.clone(),
             no_upstream: TrafficMetrics::new(&self.families, None),
         };
         *bound = Bound { certificates, upstreams };
@@ -174,6 +191,7 @@ pub(crate) struct Handles {
     listeners: Box<[ListenerMetrics]>,
     certificates: Box<[CertificateMetrics]>,
     upstreams: Box<[UpstreamMetrics]>,
+    models: ModelTable,
     no_upstream: TrafficMetrics,
 }
 
@@ -201,6 +219,11 @@ impl Handles {
 
     pub(crate) fn upstream(&self, id: UpstreamId) -> &UpstreamMetrics {
         &self.upstreams[usize::from(id.0)]
+    }
+
+    /// What the ids of models stand for.
+    pub(crate) fn models(&self) -> &ModelTable {
+        &self.models
     }
 
     /// For requests that end before an upstream is chosen.
@@ -371,6 +394,7 @@ impl CertificateMetrics {
 /// One upstream: the connections to it and what goes wrong there.
 pub(crate) struct UpstreamMetrics {
     pub(crate) traffic: TrafficMetrics,
+    pub(crate) tokens: TokenMetrics,
     pub(crate) connect_seconds: LazyHistogram,
     pub(crate) response_head_seconds: LazyHistogram,
     name: Name,
@@ -379,11 +403,13 @@ pub(crate) struct UpstreamMetrics {
     connects: ByLabel<ConnectResult, IntCounter>,
     failures: ByLabel<FailureReason, IntCounter>,
     retries: ByLabel<RetryReason, IntCounter>,
+    relaxed: ByLabel<Rule, IntGauge>,
+    refusals: ByLabel<Rule, IntCounter>,
 }
 
 impl UpstreamMetrics {
     /// `known`: the configuration before this one had it too, so its circuit is what it is.
-    fn new(families: &Families, name: &Name, provider: Provider, known: bool) -> Self {
+    fn new(families: &Families, name: &Name, provider: Provider, models: &ModelTable, known: bool) -> Self {
         let upstream = name.as_str();
         families.upstream_info.with_label_values(&[upstream, provider.as_str()]).set(1);
         let up = families.upstream_up.with_label_values(&[upstream]);
@@ -392,6 +418,7 @@ impl UpstreamMetrics {
         }
         Self {
             traffic: TrafficMetrics::new(families, Some(name)),
+            tokens: TokenMetrics::new(families, name, models),
             connect_seconds: LazyHistogram::new(&families.upstream_connect_duration, [name.into()]),
             response_head_seconds: LazyHistogram::new(&families.upstream_response_head, [name.into()]),
             name: name.clone(),
@@ -407,6 +434,10 @@ impl UpstreamMetrics {
             }),
             retries: ByLabel::new(|reason: RetryReason| {
                 families.upstream_retries.with_label_values(&[upstream, reason.as_str()])
+            }),
+            relaxed: ByLabel::new(|rule: Rule| families.rules_relaxed.with_label_values(&[upstream, rule.as_str()])),
+            refusals: ByLabel::new(|rule: Rule| {
+                families.retention_refusals.with_label_values(&[upstream, rule.as_str()])
             }),
         }
     }
@@ -432,8 +463,109 @@ impl UpstreamMetrics {
         self.failures.get(reason)
     }
 
+    /// A retention rule is in force or not.
+    pub(crate) fn set_relaxed(&self, rule: Rule, relaxed: bool) {
+        self.relaxed.get(rule).set(relaxed.into());
+    }
+
+    /// A request was refused by this rule.
+    pub(crate) fn retention_refused(&self, rule: Rule) {
+        self.refusals.get(rule).inc();
+    }
+
     pub(crate) fn retries(&self, reason: RetryReason) -> &IntCounter {
         self.retries.get(reason)
+    }
+}
+
+/// What calls to one upstream cost in tokens, and how fast they come.
+pub(crate) struct TokenMetrics {
+    estimated: ByLabel<TokenDirection, IntCounter>,
+    missing: ByLabel<MissingReason, IntCounter>,
+    request_tokens: ByLabel<TokenDirection, LazyHistogram>,
+    /// By `ModelId`; each made when its model is first met.
+    models: Box<[OnceLock<ModelMetrics>]>,
+    table: ModelTable,
+    upstream: Name,
+    tokens_family: IntCounterVec,
+    first_token_family: HistogramVec,
+    per_token_family: HistogramVec,
+}
+
+/// The series of one model at one upstream.
+pub(crate) struct ModelMetrics {
+    tokens: ByLabel<TokenKind, IntCounter>,
+    /// Request head read to first output event relayed.
+    pub(crate) first_token_seconds: LazyHistogram,
+    /// Between output tokens, one observation a stream.
+    pub(crate) per_token_seconds: LazyHistogram,
+}
+
+impl TokenMetrics {
+    fn new(families: &Families, name: &Name, models: &ModelTable) -> Self {
+        let upstream = name.as_str();
+        Self {
+            estimated: ByLabel::new(|direction: TokenDirection| {
+                families.tokens_estimated.with_label_values(&[upstream, direction.as_str()])
+            }),
+            missing: ByLabel::new(|reason: MissingReason| {
+                families.usage_missing.with_label_values(&[upstream, reason.as_str()])
+            }),
+            request_tokens: ByLabel::new(|direction: TokenDirection| {
+                LazyHistogram::new(&families.request_tokens, [name.into(), direction.into()])
+            }),
+            models: (0..models.len()).map(|_| OnceLock::new()).collect(),
+            table: models.clone(),
+            upstream: name.clone(),
+            tokens_family: families.tokens.clone(),
+            first_token_family: families.time_to_first_token.clone(),
+            per_token_family: families.time_per_output_token.clone(),
+        }
+    }
+
+    /// Tokens that are charged without a report.
+    pub(crate) fn estimated(&self, direction: TokenDirection) -> &IntCounter {
+        self.estimated.get(direction)
+    }
+
+    /// A billed call without figures.
+    pub(crate) fn missing(&self, reason: MissingReason) -> &IntCounter {
+        self.missing.get(reason)
+    }
+
+    /// How big a successful call was.
+    pub(crate) fn observe_request(&self, direction: TokenDirection, tokens: u64) {
+        // A float holds 53 bits, a count of tokens 27.
+        self.request_tokens.get(direction).observe_value(tokens as f64);
+    }
+
+    /// The series of `model`. The first call makes all kinds of tokens appear, so that ratios of them have zeros. Another
+    /// table's id counts as `other`.
+    pub(crate) fn model(&self, model: ModelId) -> &ModelMetrics {
+        let place = if usize::from(model.0) < self.models.len() { model } else { ModelId::OTHER };
+        self.models[usize::from(place.0)].get_or_init(|| {
+            let label = LabelValue::Model(self.table.label(place).into());
+            let upstream = LabelValue::from(&self.upstream);
+            ModelMetrics {
+                tokens: ByLabel::new(|kind: TokenKind| {
+                    self.tokens_family.with_label_values(&[
+                        upstream.as_ref(),
+                        label.as_ref(),
+                        kind.direction().as_str(),
+                        kind.as_str(),
+                    ])
+                }),
+                first_token_seconds: LazyHistogram::new(&self.first_token_family, [upstream.clone(), label.clone()]),
+                per_token_seconds: LazyHistogram::new(&self.per_token_family, [upstream.clone(), label.clone()]),
+            }
+        })
+    }
+}
+
+impl ModelMetrics {
+    /// Tokens that the provider reported.
+    pub(crate) fn tokens(&self, kind: TokenKind) -> &IntCounter {
+        self.tokens.get(kind)
     }
 }
 
@@ -534,7 +666,7 @@ impl Drop for GaugeGuard {
     }
 }
 
-/// A histogram of durations that is exported from its first observation on.
+/// A histogram that is exported from its first observation on.
 pub(crate) struct LazyHistogram {
     family: HistogramVec,
     labels: Box<[LabelValue]>,
@@ -547,7 +679,12 @@ impl LazyHistogram {
     }
 
     pub(crate) fn observe(&self, duration: Duration) {
-        self.child.get_or_init(|| self.family.with_label_values(&self.labels)).observe(duration.as_secs_f64());
+        self.observe_value(duration.as_secs_f64());
+    }
+
+    /// Of a histogram that is not of durations.
+    fn observe_value(&self, value: f64) {
+        self.child.get_or_init(|| self.family.with_label_values(&self.labels)).observe(value);
     }
 }
 
@@ -568,9 +705,10 @@ impl<L: Label, T> ByLabel<L, T> {
     }
 }
 
-/// What a label's value is made of: a label enum or a configured name.
+/// What a label's value is made of: a label enum, a configured name or a label of the model table.
 #[derive(Clone, Debug)]
 enum LabelValue {
+    Model(Arc<str>),
     Name(Name),
     Static(&'static str),
 }
@@ -578,6 +716,7 @@ enum LabelValue {
 impl AsRef<str> for LabelValue {
     fn as_ref(&self) -> &str {
         match self {
+            Self::Model(label) => label,
             Self::Name(name) => name.as_str(),
             Self::Static(text) => text,
         }
@@ -662,6 +801,13 @@ struct Families {
     body_bytes: IntCounterVec,
     stream_stall: HistogramVec,
 
+    tokens: IntCounterVec,
+    tokens_estimated: IntCounterVec,
+    usage_missing: IntCounterVec,
+    request_tokens: HistogramVec,
+    time_to_first_token: HistogramVec,
+    time_per_output_token: HistogramVec,
+
     upstream_info: IntGaugeVec,
     upstream_up: IntGaugeVec,
     upstream_open_connections: IntGaugeVec,
@@ -670,6 +816,8 @@ struct Families {
     upstream_response_head: HistogramVec,
     upstream_failures: IntCounterVec,
     upstream_retries: IntCounterVec,
+    rules_relaxed: IntGaugeVec,
+    retention_refusals: IntCounterVec,
 }
 
 impl Families {
@@ -775,6 +923,40 @@ impl Families {
                 "The longest silence in each stream.",
             ),
 
+            tokens: counters(
+                "nullhop_tokens_total",
+                &["upstream", "model", TokenDirection::NAME, TokenKind::NAME],
+                "Reported (billable) tokens: volume, cache hit share, reasoning share.",
+            ),
+            tokens_estimated: counters(
+                "nullhop_tokens_estimated_total",
+                &["upstream", TokenDirection::NAME],
+                "Tokens charged to limits without a provider's report.",
+            ),
+            usage_missing: counters(
+                "nullhop_usage_missing_total",
+                &["upstream", MissingReason::NAME],
+                "Which calls ended with no usage, so that limits run on estimates?",
+            ),
+            request_tokens: histograms(
+                "nullhop_request_tokens",
+                TOKENS,
+                &["upstream", TokenDirection::NAME],
+                "How big are calls? One observation per successful call.",
+            ),
+            time_to_first_token: histograms(
+                "nullhop_time_to_first_token_seconds",
+                FIRST_TOKEN,
+                &["upstream", "model"],
+                "Request head read to first output event relayed; streaming only.",
+            ),
+            time_per_output_token: histograms(
+                "nullhop_time_per_output_token_seconds",
+                PER_TOKEN,
+                &["upstream", "model"],
+                "(last - first output event) / (output tokens - 1), once, at the end; streaming only.",
+            ),
+
             upstream_info: gauges(
                 "nullhop_upstream_info",
                 &["upstream", Provider::NAME],
@@ -813,6 +995,16 @@ impl Families {
                 &["upstream", RetryReason::NAME],
                 "Retries, possible only until the first body byte is sent (nothing is kept to replay).",
             ),
+            rules_relaxed: gauges(
+                "nullhop_retention_rules_relaxed",
+                &["upstream", Rule::NAME],
+                "Which retention rules are relaxed (1) by configuration?",
+            ),
+            retention_refusals: counters(
+                "nullhop_retention_refusals_total",
+                &["upstream", Rule::NAME],
+                "Which retention rules refuse requests, and how often?",
+            ),
         }
     }
 }
@@ -843,6 +1035,15 @@ const CONNECT: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 
 /// Set S.
 const STALL: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0];
+
+/// Set F. As OpenTelemetry's, where a provider's latency can fall.
+const FIRST_TOKEN: &[f64] = &[0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0];
+
+/// Set P.
+const PER_TOKEN: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5];
+
+/// Set T. Powers of four, as OpenTelemetry's GenAI conventions start.
+const TOKENS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0];
 
 /// Set L.
 const LAG: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5];
@@ -911,6 +1112,10 @@ mod tests {
             ("nullhop_upstream_connects_total", 2 * ConnectResult::ALL.len()),
             ("nullhop_upstream_failures_total", 2 * FailureReason::ALL.len()),
             ("nullhop_upstream_retries_total", 2 * RetryReason::ALL.len()),
+            ("nullhop_tokens_estimated_total", 2 * TokenDirection::ALL.len()),
+            ("nullhop_usage_missing_total", 2 * MissingReason::ALL.len()),
+            // Start when a model is met.
+            ("nullhop_tokens_total", 0),
         ] {
             let found: Vec<Sample> =
                 samples(&metrics.render()).into_iter().filter(|sample| sample.name == name).collect();
@@ -945,6 +1150,31 @@ mod tests {
 
         handles.no_upstream().finished(Operation::Other, Mode::None, false, Outcome::ClientError, second);
         let series = "nullhop_requests_total{mode=none,operation=other,outcome=client_error,upstream=none}";
+        assert_eq!(value(&metrics, series), Some(1.0));
+    }
+
+    #[test]
+    fn a_model_brings_all_kinds_of_tokens() {
+        let metrics = Metrics::new(None);
+        let handles = metrics.bind(&two_upstreams().with_models(ModelTable::new(["house-*"])));
+        let tokens = &handles.upstream(OPENAI).tokens;
+        let model = handles.models().find(b"house-7b");
+        tokens.model(model).tokens(TokenKind::CacheRead).inc_by(5);
+        assert_eq!(count(&metrics, "nullhop_tokens_total"), TokenKind::ALL.len());
+        let series = |direction: &str, kind: &str| {
+            value(
+                &metrics,
+                &format!("nullhop_tokens_total{{direction={direction},kind={kind},model=house-*,upstream=openai}}"),
+            )
+        };
+        assert_eq!(series("input", "cache_read"), Some(5.0));
+        assert_eq!(series("output", "reasoning"), Some(0.0));
+        // A table of another configuration may be longer.
+        tokens.model(ModelId(u8::MAX)).tokens(TokenKind::Response).inc();
+        let other = "nullhop_tokens_total{direction=output,kind=response,model=other,upstream=openai}";
+        assert_eq!(value(&metrics, other), Some(1.0));
+        tokens.observe_request(TokenDirection::Input, 300);
+        let series = "nullhop_request_tokens_bucket{direction=input,le=1024,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
     }
 

@@ -3,6 +3,7 @@
 //! - `labels`: the label values, and names from the configuration.
 //! - `metrics`: the families of `docs/metrics.md` and the handles through which the rest of the crate moves them.
 //! - `log`: the log lines, each an event without content.
+//! - `models`: from a model's name to a label.
 //! - `exporter`: `/metrics`.
 //!
 //! Higher modules turn their faults into labels. Nothing here learns a fault, a header, a path or an address of a peer.
@@ -11,6 +12,7 @@ pub(crate) mod exporter;
 pub(crate) mod labels;
 pub(crate) mod log;
 pub(crate) mod metrics;
+pub(crate) mod models;
 
 #[cfg(test)]
 mod catalogue;

@@ -1,10 +1,12 @@
-//! A request body on its way up: counted, capped, cancellable, watched from outside.
+//! A request body on its way up: counted, capped, cancellable, watched from outside, and edited if policy says so.
 
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
@@ -18,6 +20,11 @@ use prometheus::IntCounter;
 
 use crate::hygiene::Chunk;
 use crate::hygiene::WipedIncoming;
+use crate::retention::Denied;
+use crate::retention::Editor;
+use crate::retention::Facts;
+use crate::telemetry::metrics::Handles;
+use crate::telemetry::models::ModelId;
 
 /// Why a request body ended before its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +35,8 @@ pub(crate) enum UploadFault {
     Cancelled,
     /// The client went away.
     ClientGone,
+    /// Policy does not let it be completed.
+    Denied(Denied),
     /// More bytes than the route allows.
     TooLarge,
     /// Fewer bytes per second than the configured minimum.
@@ -40,6 +49,7 @@ impl fmt::Display for UploadFault {
             Self::BadFraming => "the request body is malformed",
             Self::Cancelled => "the exchange is over",
             Self::ClientGone => "the client went away",
+            Self::Denied(_) => "the request is refused by policy",
             Self::TooLarge => "the request body is too large",
             Self::TooSlow => "the request body comes too slowly",
         })
@@ -77,12 +87,94 @@ pub(crate) struct Upload {
     /// Time spent waiting for the client, without the wait that is still going on.
     waited: Cell<Duration>,
     last_byte: Cell<Instant>,
+    editing: Option<RefCell<Editing>>,
 }
 
+/// A body that is read on its way, and what of it waits for hyper.
+struct Editing {
+    editor: Editor,
+    /// What the upstream was told to expect and has not got yet, if the client told its length.
+    left: Option<u64>,
+    /// The rest of a piece that is fed in parts.
+    rest: Option<Chunk>,
+    out: Vec<Chunk>,
+    ready: VecDeque<Chunk>,
+    /// The client's body has ended, and the editor knows.
+    finished: bool,
+    /// Looks the model up as soon as it has a name, so that nobody keeps the name.
+    handles: Arc<Handles>,
+    model: Option<ModelId>,
+}
+
+impl Editing {
+    /// Feeds what is there, until something comes out or nothing is left.
+    fn feed(&mut self) -> Result<(), Denied> {
+        while self.ready.is_empty()
+            && let Some(mut chunk) = self.rest.take()
+        {
+            let len = chunk.as_slice().len();
+            let piece_max = self.editor.piece_max();
+            if len > piece_max {
+                let first = chunk.split_to(piece_max);
+                self.rest = Some(chunk);
+                chunk = first;
+            }
+            self.editor.feed(chunk, &mut self.out)?;
+            if let Some(name) = self.editor.model() {
+                self.model = Some(self.handles.models().find(name));
+                self.editor.forget_model();
+            }
+            let waiting: usize = self.out.iter().map(|piece| piece.as_slice().len()).sum();
+            // What holds the document's end waits for the body's, so that the last frame is not a brace alone: servers
+            // take a connection with many frames of a byte for an attack. White space behind it is not collected.
+            let more = self.rest.is_some() || self.editor.is_closed();
+            if !more || waiting >= FRAME_BYTES {
+                self.release();
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), Denied> {
+        if !std::mem::replace(&mut self.finished, true) {
+            self.editor.finish(&mut self.out)?;
+            self.release();
+        }
+        Ok(())
+    }
+
+    /// Lets go what the editor has put out, as one piece.
+    fn release(&mut self) {
+        if self.out.len() > 1 {
+            // At most what arrived at once and what was put to it. One copy costs less than a frame for each part.
+            let mut whole = Vec::with_capacity(self.out.iter().map(|piece| piece.as_slice().len()).sum());
+            for piece in self.out.drain(..) {
+                whole.extend_from_slice(piece.as_slice());
+            }
+            self.ready.push_back(Chunk::taken(whole));
+        } else {
+            self.ready.extend(self.out.pop());
+        }
+    }
+}
+
+/// As much of an edited body is sent at once, where it comes in smaller pieces.
+const FRAME_BYTES: usize = 16 << 10;
+
 impl Upload {
-    /// A body of which at most `bytes_max` bytes pass.
-    pub(crate) fn new(body: WipedIncoming, bytes_max: u64, counter: IntCounter) -> Rc<Self> {
-        let ended = body.is_end_stream();
+    /// A body of which at most `bytes_max` bytes pass, through an editor if there is one.
+    pub(crate) fn new(
+        body: WipedIncoming,
+        bytes_max: u64,
+        counter: IntCounter,
+        editor: Option<(Editor, Arc<Handles>)>,
+    ) -> Rc<Self> {
+        let editing = editor.map(|(editor, handles)| {
+            let left = body.size_hint().exact().zip(editor.slot()).and_then(|(len, slot)| len.checked_add(slot));
+            let (out, ready) = (Vec::new(), VecDeque::new());
+            RefCell::new(Editing { editor, left, rest: None, out, ready, finished: false, handles, model: None })
+        });
+        let ended = body.is_end_stream() && editing.is_none();
         let now = Instant::now();
         Rc::new(Self {
             body: RefCell::new(Some(body)),
@@ -99,7 +191,23 @@ impl Upload {
             waiting_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
             last_byte: Cell::new(now),
+            editing,
         })
+    }
+
+    /// Whether policy has still to say whether the request may be completed.
+    pub(crate) fn undecided(&self) -> bool {
+        self.editing.is_some() && !self.ended.get() && self.fault.get().is_none()
+    }
+
+    /// What the body said of the call so far; nothing if it is not read.
+    pub(crate) fn facts(&self) -> Facts {
+        self.editing.as_ref().map(|editing| editing.borrow().editor.facts()).unwrap_or_default()
+    }
+
+    /// The model that the body names so far, if it is read.
+    pub(crate) fn model(&self) -> Option<ModelId> {
+        self.editing.as_ref()?.borrow().model
     }
 
     /// Bytes passed so far.
@@ -172,7 +280,65 @@ impl Upload {
         self.counter.inc_by(self.bytes.get() - self.counted.replace(self.bytes.get()));
     }
 
+    /// The whole body has passed: wakes whoever waits for that.
+    fn completed(&self) {
+        self.ended.set(true);
+        if self.editing.is_some()
+            && let Some(watcher) = self.watcher.borrow_mut().take()
+        {
+            watcher.wake();
+        }
+    }
+
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
+        let Some(editing) = &self.editing else { return self.poll_body(cx) };
+        loop {
+            // A fault ends an edited body as well, whatever is ready.
+            if let Some(fault) = self.fault.get() {
+                self.touched.set(true);
+                return Poll::Ready(Some(Err(fault)));
+            }
+            let mut edited = editing.borrow_mut();
+            let fed = edited.feed();
+            let whole = self.body_ended();
+            let fed = fed.and_then(|()| if whole && edited.rest.is_none() { edited.finish() } else { Ok(()) });
+            if let Err(denied) = fed {
+                drop(edited);
+                self.touched.set(true);
+                self.failed_inside(UploadFault::Denied(denied));
+                continue;
+            }
+            if let Some(chunk) = edited.ready.pop_front() {
+                self.touched.set(true);
+                edited.left = edited.left.map(|left| left.saturating_sub(chunk.as_slice().len() as u64));
+                if edited.finished && edited.ready.is_empty() {
+                    drop(edited);
+                    *self.body.borrow_mut() = None;
+                    self.completed();
+                }
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+            if edited.finished {
+                drop(edited);
+                *self.body.borrow_mut() = None;
+                self.completed();
+                return Poll::Ready(None);
+            }
+            drop(edited);
+            match self.poll_body(cx) {
+                Poll::Ready(Some(Ok(frame))) => editing.borrow_mut().rest = frame.into_data().ok(),
+                Poll::Ready(None) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether the client's body has been read to its end.
+    fn body_ended(&self) -> bool {
+        self.body.borrow().as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, UploadFault>>> {
         self.touched.set(true);
         if let Some(fault) = self.fault.get() {
             return Poll::Ready(Some(Err(fault)));
@@ -200,7 +366,7 @@ impl Upload {
                 if frame.is_trailers() {
                     // Request trailers are dropped: no provider reads any, and they have carried
                     // smuggled fields elsewhere (RFC 9110 section 6.5.1 allows a proxy to).
-                    self.ended.set(true);
+                    self.ended.set(self.editing.is_none());
                     *slot = None;
                     return Poll::Ready(None);
                 }
@@ -217,7 +383,7 @@ impl Upload {
                     return Poll::Ready(Some(Err(UploadFault::TooLarge)));
                 }
                 if body.is_end_stream() {
-                    self.ended.set(true);
+                    self.ended.set(self.editing.is_none());
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -228,7 +394,7 @@ impl Upload {
                 Poll::Ready(Some(Err(fault)))
             }
             Poll::Ready(None) => {
-                self.ended.set(true);
+                self.ended.set(self.editing.is_none());
                 *slot = None;
                 Poll::Ready(None)
             }
@@ -267,6 +433,10 @@ impl Body for RequestBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if let Some(editing) = &self.0.editing {
+            // Without a known length h1 sends chunks; the editor sees to it that a known one is met.
+            return editing.borrow().left.map_or_else(SizeHint::default, SizeHint::with_exact);
+        }
         match self.0.body.borrow().as_ref() {
             Some(body) => body.size_hint(),
             None => SizeHint::with_exact(0),

@@ -100,7 +100,11 @@ pub struct Edge {
 /// How an edge is set up. `extra` is TOML text put before the upstreams; `upstream` is put into each.
 pub struct Setup {
     pub extra: String,
+    /// Put into `[metrics]`.
+    pub metrics: String,
     pub upstream: String,
+    /// Relaxes all retention rules of the default three upstreams, so that bodies need not be what a provider would read.
+    pub any_bytes: bool,
     /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
     pub environment: Vec<(String, String)>,
@@ -114,7 +118,9 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             extra: String::new(),
+            metrics: String::new(),
             upstream: String::new(),
+            any_bytes: true,
             upstreams: None,
             environment: Vec::new(),
             nobody: None,
@@ -189,11 +195,13 @@ impl Edge {
 
     /// The configuration text of `setup`, as written to `nullhop.toml` in the scratch folder.
     pub fn config(url: &str, setup: &Setup) -> String {
+        let rules = if setup.any_bytes { "retention = { allow = [\"all\"] }\n" } else { "" };
         let upstreams = setup.upstreams.clone().unwrap_or_else(|| {
             ["openai", "anthropic", "gemini"]
                 .map(|name| {
                     format!(
-                        "[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n{}\n",
+                        "[[upstream]]\nname = \"{name}\"\nprovider = \"{name}\"\nurl = \"{{url}}\"\n{{ca}}\nbare = true\n\
+                         {rules}{}\n",
                         setup.upstream
                     )
                 })
@@ -203,8 +211,8 @@ impl Edge {
         let upstreams = upstreams.replace("{url}", url).replace("{ca}", ca);
         format!(
             "{}[[certificate]]\nname = \"edge\"\ncert_file = \"edge.pem\"\nkey = {{ file = \"edge.key\" }}\n\
-             [metrics]\naddress = \"127.0.0.1:0\"\n[admin]\naddress = \"127.0.0.1:0\"\n{}\n{upstreams}",
-            setup.listener, setup.extra
+             [metrics]\naddress = \"127.0.0.1:0\"\n{}\n[admin]\naddress = \"127.0.0.1:0\"\n{}\n{upstreams}",
+            setup.listener, setup.metrics, setup.extra
         )
     }
 

@@ -58,6 +58,21 @@ impl Source {
         }
     }
 
+    /// Everything at once, whatever its pace; None for an echo.
+    pub(crate) fn all(&mut self) -> Option<Vec<u8>> {
+        match self {
+            Source::Echo(_) => return None,
+            Source::Sse(sse) => sse.period = Duration::ZERO,
+            _ => {}
+        }
+        let mut all = Vec::new();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(Ok(frame))) = self.poll_frame(&mut cx) {
+            all.extend_from_slice(frame.data_ref().expect("made bodies have no trailers"));
+        }
+        Some(all)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Source::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
@@ -355,6 +370,13 @@ impl Body for ScriptBody {
             State::Hanging => return Poll::Pending,
             State::Sending | State::Breaking => {}
         }
+        if let Some((at, ended)) = &mut this.bends.hold
+            && this.offset >= *at
+        {
+            // A reader that is gone counts as an end, too.
+            let _ = ready!(Pin::new(ended).poll(cx));
+            this.bends.hold = None;
+        }
         if let Some((at, kind)) = this.bends.fault
             && this.offset >= at
         {
@@ -363,13 +385,6 @@ impl Body for ScriptBody {
         if let Some(pause) = &mut this.pause {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
-        }
-        if let Some((at, ended)) = &mut this.bends.hold
-            && this.offset >= *at
-        {
-            // A reader that is gone counts as an end, too.
-            let _ = ready!(Pin::new(ended).poll(cx));
-            this.bends.hold = None;
         }
         if std::mem::take(&mut this.flush) {
             cx.waker().wake_by_ref();

@@ -139,7 +139,12 @@ pub(crate) async fn exchange(
             }
         });
     }
-    let hold = script.hold_at.zip(read_beside);
+    let opened = script.gate.as_ref().map(|gate| {
+        let (sender, opened) = tokio::sync::oneshot::channel();
+        connection.shared.gates.lock().expect("no panics under this lock").insert(gate.clone(), sender);
+        opened
+    });
+    let hold = script.hold_at.zip(opened.or(read_beside));
     Ok(respond(&connection, &parts, script, answer, exchange, hold, done))
 }
 
@@ -203,9 +208,10 @@ fn find_answer(
     })
 }
 
-fn vector_of<'a>(shared: &'a Shared, script: &Script) -> Result<Option<&'a Vector>, ScriptError> {
+fn vector_of(shared: &Shared, script: &Script) -> Result<Option<Vector>, ScriptError> {
     let Some(name) = &script.file else { return Ok(None) };
-    match shared.vectors.get(name) {
+    let made = || shared.made.lock().expect("no panics under this lock").get(name).cloned();
+    match shared.vectors.get(name).cloned().or_else(made) {
         Some(vector) => Ok(Some(vector)),
         None => Err(ScriptError(format!("no file {name} in the vectors"))),
     }
@@ -225,7 +231,13 @@ fn respond(
     if let Cuts::Splits = script.cuts
         && let Ok(Some(vector)) = vector_of(&connection.shared, &script)
     {
-        script.cuts = Cuts::At(vector.splits.clone());
+        script.cuts = Cuts::At(vector.splits);
+    }
+    if let Some(coding) = script.encoding
+        && let Some(plain) = answer.source.all()
+    {
+        answer.source = Source::bytes(coding.encode(&plain));
+        answer.headers.push((header::CONTENT_ENCODING, HeaderValue::from_static(coding.name())));
     }
     let trailers: HeaderMap = script.trailers.iter().cloned().collect();
     let echoes = matches!(answer.source, Source::Echo(_));

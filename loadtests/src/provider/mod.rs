@@ -9,6 +9,7 @@ pub mod answers;
 mod journal;
 mod vectors;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::body::parse_event;
@@ -132,7 +134,15 @@ impl Provider {
         let address = listener.local_addr()?;
         let workers = options.workers;
         let journal = Arc::new(Journal::new(options.journal_max, options.keep_body_bytes, options.hash_bodies));
-        let shared = Arc::new(Shared { options, acceptor, vectors, journal, default_script: Mutex::default() });
+        let shared = Arc::new(Shared {
+            options,
+            acceptor,
+            vectors,
+            journal,
+            default_script: Mutex::default(),
+            made: Mutex::default(),
+            gates: Mutex::default(),
+        });
         let background = Background::accept(&listener, workers, {
             let shared = shared.clone();
             move |tcp| serve(shared.clone(), tcp)
@@ -173,6 +183,23 @@ impl Provider {
     pub fn default_script(&self, script: &str) {
         let parsed = (!script.is_empty()).then(|| script.parse().expect("a valid script"));
         *self.shared.default_script.lock().expect("no panics under this lock") = parsed;
+    }
+
+    /// Makes `vector` the answer of `file=NAME` for as long as the provider runs or until [`Provider::take`]; a vectors file
+    /// of that name goes before it.
+    pub fn put(&self, name: &str, vector: Vector) {
+        self.shared.made.lock().expect("no panics under this lock").insert(name.to_owned(), vector);
+    }
+
+    /// Takes back what [`Provider::put`] put there.
+    pub fn take(&self, name: &str) -> Option<Vector> {
+        self.shared.made.lock().expect("no panics under this lock").remove(name)
+    }
+
+    /// Lets the answer of `gate=NAME` go on. False: no such answer waits. One that has sent its `hold_at` bytes does.
+    pub fn open(&self, gate: &str) -> bool {
+        let waiting = self.shared.gates.lock().expect("no panics under this lock").remove(gate);
+        waiting.is_some_and(|waiting| waiting.send(()).is_ok())
     }
 
     /// The counters, and the records on request.
@@ -249,6 +276,10 @@ struct Shared {
     vectors: Vectors,
     journal: Arc<Journal>,
     default_script: Mutex<Option<Script>>,
+    /// Beside the vectors: see [`Provider::put`].
+    made: Mutex<HashMap<String, Vector>>,
+    /// Answers that wait for [`Provider::open`].
+    gates: Mutex<HashMap<String, oneshot::Sender<()>>>,
 }
 
 /// Counts a connection as open.

@@ -1,11 +1,12 @@
 //! The script language: `key=value;key=value`, taken from the `x-script` header or the `script=` query parameter.
 //!
 //! What is answered
-//! - `file=NAME` a vectors file, byte-exact, with its content type and status
+//! - `file=NAME` a vectors file, byte-exact, with its content type and status; or what [`super::Provider::put`] put there
 //! - `size=N` N bytes of [`crate::pattern`]
 //! - `words=SEED` the same, of [`crate::words`]; `event_bytes=N` in pieces of N bytes, as many as there are in one write
 //! - `events=N` an SSE stream of N chat chunks and `[DONE]`; `event_bytes=N` size of each, `period_us=N` time between
 //!   starts, `stamp=1` a [`crate::monotonic_ns`] in each, `usage=1` a usage chunk before `[DONE]`
+//! - `encoding=gzip|br|zstd|deflate|deflate-raw` any of these but the echo, encoded as a whole
 //! - `echo=1` the request body as it arrives, and its trailers
 //! - none of them: what the path answers by itself; on an unknown path nothing, if there is a script
 //!
@@ -22,7 +23,7 @@
 //!   every N bytes; `delay_ms=N` pause at each cut
 //! - `early=1` answer before the request body is read; `early_close=1` the same, and the body is never read
 //! - `beside=1` answer at once, and read the request body meanwhile; `hold_at=N` (with it) send N bytes of the answer,
-//!   the rest once the request body has ended
+//!   the rest once the request body has ended; `hold_at=N;gate=NAME` the rest once [`super::Provider::open`] was called
 //! - `never=1` read the body, never answer
 //! - `read_rate=N` request body at N bytes a second; `read_stall=1` never read it
 //!
@@ -45,6 +46,7 @@ use http::HeaderName;
 use http::HeaderValue;
 use http::StatusCode;
 
+use crate::encoding::Coding;
 use crate::io::Ending;
 
 /// One parsed script.
@@ -59,6 +61,7 @@ pub struct Script {
     pub(crate) stamp: bool,
     pub(crate) usage: bool,
     pub(crate) echo: bool,
+    pub(crate) encoding: Option<Coding>,
 
     pub(crate) status: Option<StatusCode>,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
@@ -74,6 +77,7 @@ pub struct Script {
     pub(crate) early_close: bool,
     pub(crate) beside: bool,
     pub(crate) hold_at: Option<u64>,
+    pub(crate) gate: Option<String>,
     pub(crate) never: bool,
     pub(crate) read_rate: Option<u64>,
     pub(crate) read_stall: bool,
@@ -122,6 +126,7 @@ impl Script {
             "stamp" => self.stamp = flag(value)?,
             "usage" => self.usage = flag(value)?,
             "echo" => self.echo = flag(value)?,
+            "encoding" => self.encoding = Some(value.parse().ok()?),
 
             "status" => self.status = Some(StatusCode::from_bytes(value.as_bytes()).ok()?),
             "header" => self.headers.push(field(value)?),
@@ -152,6 +157,7 @@ impl Script {
             "early" => self.early = flag(value)?,
             "early_close" => self.early_close = flag(value)?,
             "beside" => self.beside = flag(value)?,
+            "gate" => self.gate = Some(value.to_owned()),
             "hold_at" => self.hold_at = Some(value.parse().ok()?),
             "never" => self.never = flag(value)?,
             "read_rate" => self.read_rate = Some(value.parse().ok().filter(|rate| *rate > 0)?),

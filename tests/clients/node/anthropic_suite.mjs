@@ -4,7 +4,7 @@ import Anthropic from '@anthropic-ai/sdk';
 
 import * as questions from './questions.mjs';
 import { check, collect, equal, main, test } from './runner.mjs';
-import { Sdk, wrongBase } from './stainless.mjs';
+import { policyRefuses, Sdk, wrongBase } from './stainless.mjs';
 
 const TOOLS = [{ name: 'weather', description: 'Weather of a city', input_schema: questions.TOOL_ARGUMENTS }];
 
@@ -77,5 +77,25 @@ test('count_tokens', async (sdk) => {
 test('models', async (sdk) => check((await collect(sdk.client().models.list())).length, 'no models'));
 
 test('base_with_version', (sdk) => wrongBase(sdk, '/anthropic/v1', '/anthropic'), { own: true });
+
+const refuses = async (sdk) => {
+  const calls = [
+    (client) => sdk.ask({ client, container: 'container_1' }),
+    (client) => sdk.ask({ client, mcp_servers: [{ type: 'url', url: 'https://x.example', name: 'x' }] }),
+    (client) => sdk.ask({ client, tools: [{ type: 'code_execution_20250825', name: 'code_execution' }] }),
+    (client) => sdk.ask({ client, stream: true, container: 'container_1' }),
+    (client) => client.messages.batches.create({ requests: [] }),
+    (client) => client.post('/v1/files', { body: {} }),
+  ];
+  for (const error of await policyRefuses(sdk, calls, 'PermissionDeniedError', 403)) equal(sdk.errorKind(error.error), 'permission_error');
+};
+test('policy_refuses', refuses, { own: true });
+
+const declined = async (sdk) => {
+  const calls = [(client) => sdk.ask({ client, thread: { type: 'continue', previous_message_id: 'msg_1' } })];
+  const [error] = await policyRefuses(sdk, calls, 'BadRequestError', 400);
+  equal(error.error.error.details.error_code, 'thread_unsupported_request');
+};
+test('thread_continuation_is_declined', declined, { own: true });
 
 await main({ h1: new AnthropicSdk(false), h2: new AnthropicSdk(true) });

@@ -3,7 +3,7 @@
 import { ApiError, GoogleGenAI } from '@google/genai';
 
 import * as questions from './questions.mjs';
-import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, main, numbers, raises, sent, test } from './runner.mjs';
+import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, main, numbers, raises, refused as neverWhole, sent, test } from './runner.mjs';
 
 const TOOLS = [{ functionDeclarations: [{ name: 'weather', parametersJsonSchema: questions.TOOL_ARGUMENTS }] }];
 
@@ -128,5 +128,24 @@ const refused = async (status, name, options) => {
 };
 test('unknown_route', () => refused(404, 'NOT_FOUND', { client: connect({ baseUrl: `${BASE}/nowhere` }) }), { own: true });
 test('body_over_the_limit', () => refused(413, 'INVALID_ARGUMENT', { contents: 'x'.repeat(33 << 20) }), { own: true, seconds: 20 });
+
+const refuses = async () => {
+  const client = connect({ headers: headers() });
+  const search = [{ googleSearch: {} }];
+  const calls = [
+    () => ask({ client, tools: search }),
+    () => collect(askStream({ client, tools: search })),
+    () => ask({ client, cachedContent: 'cachedContents/x' }),
+    () => ask({ client, contents: [{ fileData: { fileUri: 'https://x.example/f', mimeType: 'text/plain' } }] }),
+    () => client.caches.create({ model: 'models/m', config: { contents: 'Hi' } }),
+  ];
+  for (const call of calls) {
+    const error = await raises(ApiError, call());
+    equal(error.status, 403);
+    check(error.message.includes('PERMISSION_DENIED'), error.message);
+  }
+  neverWhole();
+};
+test('policy_refuses', refuses, { own: true });
 
 await main();

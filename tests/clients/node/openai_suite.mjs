@@ -4,8 +4,8 @@ import OpenAI from 'openai';
 import { OpenAIRealtimeWS } from 'openai/realtime/ws';
 
 import * as questions from './questions.mjs';
-import { base, check, collect, equal, headers, KEY, main, test } from './runner.mjs';
-import { Sdk, wrongBase } from './stainless.mjs';
+import { ASKING, base, check, collect, equal, headers, KEY, main, test } from './runner.mjs';
+import { policyRefuses, Sdk, wrongBase } from './stainless.mjs';
 
 const TOOL = { name: 'weather', description: 'Weather of a city', parameters: questions.TOOL_ARGUMENTS };
 const CHAT_TOOLS = [{ type: 'function', function: TOOL }];
@@ -100,6 +100,68 @@ test('realtime', async (sdk) => {
   equal([event.type, event.response.instructions], ['response.create', 'höi']);
   realtime.close();
 });
+
+const TOLD_STREAMS = [
+  { model: 'm' },
+  { model: 'count-1' },
+  { model: 'count-30' },
+  { model: 'm', tools: CHAT_TOOLS },
+  { model: 'm', stream_options: { include_obfuscation: false } },
+];
+const asking = (sdk) => sdk.client({ baseURL: `${ASKING}/openai/v1` });
+
+const hidden = async (sdk) => {
+  for (const options of TOLD_STREAMS) {
+    const plain = await collect(sdk.ask({ stream: true, ...options }));
+    equal(await collect(sdk.ask({ client: asking(sdk), stream: true, ...options })), plain);
+  }
+};
+test('usage_asked_for_is_hidden', hidden, { own: true });
+
+const blindly = async (sdk) => {
+  for (const options of TOLD_STREAMS) {
+    const events = await collect(sdk.ask({ client: asking(sdk), stream: true, ...options }));
+    check(events.every((event) => event.choices[0].delta && !('usage' in event)), 'usage is seen');
+  }
+};
+test('first_choices_are_read_blindly', blindly, { own: true });
+
+const whoAsks = async (sdk) => {
+  const options = { model: 'count-5', stream: true, stream_options: { include_usage: true } };
+  const events = await collect(sdk.ask({ client: asking(sdk), ...options }));
+  check(events.at(-1).usage.total_tokens > 0, 'no usage');
+  equal(events, await collect(sdk.ask(options)));
+};
+test('who_asks_for_usage_gets_it', whoAsks, { own: true });
+
+const helperOfAsking = async (sdk) => {
+  const stream = asking(sdk).chat.completions.stream(sdk.question('count-5', 'Hi'));
+  let text = '';
+  stream.on('content', (delta) => (text += delta));
+  const final = await stream.finalChatCompletion();
+  equal(sdk.text(final), text);
+  check(!final.usage, 'usage is seen');
+};
+test('stream_helper_of_the_one_that_asks', helperOfAsking, { own: true });
+
+const refuses = async (sdk) => {
+  const response = (wish) => (client) => client.responses.create({ model: 'm', input: 'Hi', ...wish });
+  const calls = [
+    response({ store: true }),
+    response({ background: true }),
+    response({ previous_response_id: 'resp_1' }),
+    response({ conversation: 'conv_1' }),
+    response({ tools: [{ type: 'file_search', vector_store_ids: ['vs_1'] }] }),
+    response({ store: true, stream: true }),
+    (client) => sdk.ask({ client, store: true }),
+    (client) => client.conversations.create(),
+    (client) => client.vectorStores.create({ name: 'x' }),
+    (client) => client.batches.create({ input_file_id: 'f', endpoint: '/v1/chat/completions', completion_window: '24h' }),
+    (client) => client.responses.retrieve('resp_1'),
+  ];
+  for (const error of await policyRefuses(sdk, calls, 'PermissionDeniedError', 403)) equal(error.code, 'policy_refused');
+};
+test('policy_refuses', refuses, { own: true });
 
 test('base_without_version', (sdk) => wrongBase(sdk, '/openai', '/openai/v1'), { own: true });
 

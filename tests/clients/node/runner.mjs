@@ -10,6 +10,8 @@ const SUITE_SECONDS = 58;
 const env = process.env;
 const DIRECT = env.NULLHOP_DIRECT === '1';
 export const BASE = (DIRECT ? env.PROVIDER_BASE : env.NULLHOP_BASE).replace(/\/$/, '');
+/** Another nullhop before the same provider: it asks for usage where a client does not. */
+export const ASKING = (env.NULLHOP_ASKING_BASE ?? '').replace(/\/$/, '');
 export const KEY = env.NULLHOP_KEY ?? 'sk-test';
 export const FULL = env.NULLHOP_SCALE === 'full';
 export const STREAMS = FULL ? 300 : 100;
@@ -71,6 +73,9 @@ export function sent(body) {
   const digest = createHash('sha256').update(body).digest('hex');
   console.log(`# sent ${running} ${Buffer.byteLength(body)} ${digest}`);
 }
+
+/** Call this where nullhop has refused every request of this case. */
+export const refused = () => console.log(`# refused ${running}`);
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 

@@ -5,7 +5,7 @@ import { subscribe } from 'node:diagnostics_channel';
 import { Agent, fetch as undiciFetch } from 'undici';
 
 import * as questions from './questions.mjs';
-import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, numbers, raises, reason, sent, test } from './runner.mjs';
+import { BASE, KEY, STREAMS, arrivesInSteps, base, check, collect, equal, headers, left, numbers, raises, reason, refused, sent, test } from './runner.mjs';
 
 export class Sdk {
   // A subclass names upstream, version, idHeader, Client and notFound, and has these methods:
@@ -175,6 +175,22 @@ export async function wrongBase(sdk, path, hint) {
   const error = await raises(sdk.Client.NotFoundError, sdk.ask({ client }));
   check(error.message.includes(hint), `no hint in: ${error.message}`);
   equal(seen.length, 1);
+}
+
+/** Each of `calls` takes a client and is answered by nullhop, once and for all. Gives the errors. */
+export async function policyRefuses(sdk, calls, kind, status) {
+  const errors = [];
+  for (const [number, call] of calls.entries()) {
+    const seen = [];
+    const client = sdk.client({ seen, maxRetries: 2, defaultHeaders: headers() });
+    const error = await raises(sdk.Client[kind], call(client)).catch((error) => {
+      throw new Error(`call ${number}`, { cause: error });
+    });
+    equal([error.status, seen.length], [status, 1]);
+    errors.push(error);
+  }
+  refused();
+  return errors;
 }
 
 const bodyOverTheLimit = async (sdk) => {

@@ -1,5 +1,7 @@
 """The Anthropic SDK through nullhop: messages, count_tokens, models."""
 
+import json
+
 import anthropic
 
 import questions
@@ -98,6 +100,40 @@ def models(sdk):
 @case(own=True)
 def base_with_version(sdk):
     stainless.wrong_base(sdk, "/anthropic/v1", "/anthropic")
+
+
+@case(own=True)
+def policy_refuses(sdk):
+    def message(**wish):
+        return lambda client: sdk.ask(client, **wish)
+
+    calls = [
+        message(extra_body={"container": "container_1"}),
+        message(extra_body={"mcp_servers": [{"type": "url", "url": "https://x.example", "name": "x"}]}),
+        message(tools=[{"type": "code_execution_20250825", "name": "code_execution"}]),
+        message(content=[{"type": "document", "source": {"type": "file", "file_id": "file_1"}}]),
+        lambda client: list(sdk.ask(client, stream=True, extra_body={"container": "container_1"})),
+        lambda client: client.messages.batches.create(requests=[]),
+        lambda client: client.messages.batches.list(),
+        lambda client: client.post("/v1/files", cast_to=object, body={}),
+    ]
+    for error in stainless.policy_refuses(sdk, calls):
+        equal(error.body["error"]["type"], "permission_error")
+
+
+@case(own=True)
+def thread_continuation_is_declined(sdk):
+    thread = {"type": "continue", "previous_message_id": "msg_1"}
+    calls = [lambda client: sdk.ask(client, extra_body={"thread": thread})]
+    for error in stainless.policy_refuses(sdk, calls, "BadRequestError", 400, ""):
+        equal(error.body["error"]["details"]["error_code"], "thread_unsupported_request")
+
+
+@case(own=True)
+def thread_is_not_begun(sdk):
+    with sdk.client() as client:
+        raw = sdk.ask(client, script="echo=1", raw=True, extra_body={"thread": {"type": "create"}})
+        equal(json.loads(raw.http_response.content), sdk.echoed(client))
 
 
 runner.main({"h1": [Sdk(http2=False)], "h2": [Sdk(http2=True)]})

@@ -20,6 +20,7 @@ from runner import equal
 from runner import headers
 from runner import left
 from runner import raises
+from runner import refused
 from runner import sent
 
 WEATHER = types.FunctionDeclaration(name="weather", description="Weather", parameters_json_schema=questions.TOOL_ARGUMENTS)
@@ -210,6 +211,23 @@ def unknown_route():
 def body_over_the_limit():
     with connect() as client, raises(errors.ClientError, code=413, status="INVALID_ARGUMENT"):
         ask(client, contents="x" * (33 << 20))
+
+
+@case(own=True)
+def policy_refuses():
+    calls = [
+        lambda client: ask(client, tools=[types.Tool(google_search=types.GoogleSearch())]),
+        lambda client: list(ask_stream(client, tools=[types.Tool(google_search=types.GoogleSearch())])),
+        lambda client: ask(client, cached_content="cachedContents/x"),
+        lambda client: ask(client, contents=types.Part.from_uri(file_uri="https://x.example/f", mime_type="text/plain")),
+        lambda client: client.caches.create(model="models/m", config=types.CreateCachedContentConfig(contents="Hi")),
+        lambda client: list(client.files.list()),
+    ]
+    with connect(headers=headers()) as client:
+        for call in calls:
+            with raises(errors.ClientError, says="policy", code=403, status="PERMISSION_DENIED"):
+                call(client)
+    refused()
 
 
 runner.main()

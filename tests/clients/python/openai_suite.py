@@ -7,8 +7,10 @@ import openai
 import questions
 import runner
 import stainless
+from runner import ASKING
 from runner import case
 from runner import equal
+from runner import headers
 
 TOOL = {"name": "weather", "description": "Weather of a city", "parameters": questions.TOOL_ARGUMENTS}
 CHAT_TOOLS = [{"type": "function", "function": TOOL}]
@@ -124,6 +126,115 @@ def embeddings(sdk):
 def models(sdk):
     with sdk.client() as client:
         assert [model.id for model in client.models.list()]
+
+
+# Streams of all kinds: of words, of one word, of a tool's call.
+STREAMS = [{"model": "m"}, {"model": "count-1"}, {"model": "count-30"}, {"model": "m", "tools": CHAT_TOOLS}]
+STREAMS += [{"model": "m", "stream_options": {"include_obfuscation": False}}]
+
+
+def asking(sdk):
+    """The base URL of the nullhop that asks for usage."""
+    return {"base_url": f"{ASKING}/{sdk.upstream}{sdk.version}"}
+
+
+def chunks(sdk, **options):
+    """What a client sees of each stream, null and missing told apart."""
+    with sdk.client(**options) as client:
+        return [
+            [event.model_dump(exclude_unset=True) for event in sdk.ask(client, stream=True, **stream)]
+            for stream in STREAMS
+        ]
+
+
+@case(own=True)
+def usage_asked_for_is_hidden(sdk):
+    equal(chunks(sdk, **asking(sdk)), chunks(sdk))
+
+
+@case(own=True)
+def usage_asked_for_is_hidden_in_every_line(sdk):
+    def lines(**options):
+        with sdk.client(**options) as client:
+            create = sdk.resource(client).with_streaming_response.create
+            with create(**sdk.question("count-5", "Hi"), stream=True) as response:
+                return list(response.iter_lines())
+
+    equal(lines(**asking(sdk)), lines())
+
+
+@case(own=True)
+def first_choices_are_read_blindly(sdk):
+    with sdk.client(**asking(sdk)) as client:
+        for stream in STREAMS:
+            for event in sdk.ask(client, stream=True, **stream):
+                assert event.choices[0].delta is not None
+                assert event.usage is None
+
+
+@case(own=True)
+async def usage_asked_for_is_hidden_from_tasks(sdk):
+    async with sdk.async_client(**asking(sdk)) as client:
+        events = [event async for event in await sdk.ask(client, "count-7", stream=True)]
+    equal([bool(sdk.delta(event)) for event in events].count(True), 7)
+    assert not any(event.usage or not event.choices for event in events)
+
+
+@case(own=True)
+def who_asks_for_usage_gets_it(sdk):
+    def events(**options):
+        with sdk.client(**options) as client:
+            stream = sdk.ask(client, "count-5", stream=True, stream_options={"include_usage": True})
+            return [event.model_dump(exclude_unset=True) for event in stream]
+
+    seen = events(**asking(sdk))
+    assert seen[-1]["usage"]["total_tokens"] > 0
+    equal(seen, events())
+
+
+@case(own=True)
+def stream_helper_of_the_one_that_asks(sdk):
+    with sdk.client(**asking(sdk)) as client:
+        with client.chat.completions.stream(**sdk.question("count-5", "Hi")) as stream:
+            deltas = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+        equal(sdk.text(final), "".join(deltas))
+        assert final.usage is None
+
+
+@case(own=True)
+def policy_refuses(sdk):
+    def response(**wish):
+        return lambda client: client.responses.create(model="m", input="Hi", **wish)
+
+    calls = [
+        response(store=True),
+        response(background=True),
+        response(previous_response_id="resp_1"),
+        response(conversation="conv_1"),
+        response(prompt={"id": "pmpt_1"}),
+        response(tools=[{"type": "file_search", "vector_store_ids": ["vs_1"]}]),
+        response(tools=[{"type": "code_interpreter", "container": {"type": "auto"}}]),
+        lambda client: sdk.ask(client, store=True),
+        lambda client: list(sdk.ask(client, store=True, stream=True)),
+        lambda client: client.conversations.create(),
+        lambda client: client.vector_stores.create(name="x"),
+        lambda client: client.files.create(file=b"x", purpose="assistants"),
+        lambda client: client.batches.create(
+            input_file_id="file_1", endpoint="/v1/chat/completions", completion_window="24h"
+        ),
+        lambda client: client.responses.retrieve("resp_1"),
+    ]
+    for error in stainless.policy_refuses(sdk, calls):
+        equal(error.code, "policy_refused")
+
+
+@case(own=True)
+def response_is_not_stored(sdk):
+    with sdk.client() as client:
+        create = client.responses.with_raw_response.create
+        got = create(model="m", input="Hi", extra_headers=headers("echo=1")).http_response.content
+    equal(json.loads(got), {"model": "m", "input": "Hi", "store": False})
 
 
 @case(own=True)

@@ -3,7 +3,7 @@
 The provider is asked through the headers `x-script` (what it should do) and `x-case` (who asked, for its journal). When a
 client walks out of an exchange, a line `# left CASE NANOSECONDS` tells the instant on CLOCK_MONOTONIC: whoever started the
 suite and the provider looks up in the journal how soon that arrived. In the same way `# sent CASE LENGTH SHA256` tells what
-the body of a big request was.
+the body of a big request was, and `# refused CASE` that the provider must not have seen a whole request of it.
 
 A case is a function that raises if something is wrong. Each has a deadline of its own, the suite has one for all.
 Arguments on the command line pick the cases whose name contains one of them.
@@ -24,6 +24,8 @@ SUITE_SECONDS = 58
 DIRECT = os.environ.get("NULLHOP_DIRECT") == "1"
 PROVIDER = os.environ.get("PROVIDER_BASE", "").rstrip("/")
 BASE = PROVIDER if DIRECT else os.environ["NULLHOP_BASE"].rstrip("/")
+# Another nullhop before the same provider: it asks for usage where a client does not.
+ASKING = os.environ.get("NULLHOP_ASKING_BASE", "").rstrip("/")
 KEY = os.environ.get("NULLHOP_KEY", "sk-test")
 FULL = os.environ.get("NULLHOP_SCALE") == "full"
 STREAMS = 300 if FULL else 100
@@ -90,6 +92,11 @@ def left():
 def sent(body):
     """Tells what was sent. An echo cannot: these clients read nothing before they have written everything."""
     print(f"# sent {running} {len(body)} {hashlib.sha256(body).hexdigest()}", flush=True)
+
+
+def refused():
+    """Call this where nullhop has refused every request of this case."""
+    print(f"# refused {running}", flush=True)
 
 
 def arrives_in_steps(events):

@@ -17,6 +17,7 @@ from runner import equal
 from runner import headers
 from runner import left
 from runner import raises
+from runner import refused
 from runner import sent
 
 
@@ -277,3 +278,20 @@ def body_over_the_limit(sdk):
             sdk.ask(client, content="x" * (33 << 20))
     assert "request_too_large" in json.dumps(caught.error.body), caught.error.body
     equal(len(seen), 1)
+
+
+def policy_refuses(sdk, calls, kind="PermissionDeniedError", status=403, says="policy"):
+    """Each of `calls` takes a client and is answered by nullhop, once and for all. Gives the errors."""
+    errors = []
+    for number, call in enumerate(calls):
+        seen = []
+        with sdk.client(seen=seen, max_retries=2, default_headers=headers()) as client:
+            try:
+                with raises(getattr(sdk.module, kind), status_code=status, says=says) as caught:
+                    call(client)
+            except Exception as error:
+                raise AssertionError(f"call {number}: {error!r:.300}") from error
+        equal([response.status_code for response in seen], [status])
+        errors.append(caught.error)
+    refused()
+    return errors
