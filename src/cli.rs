@@ -3,6 +3,9 @@
 //! Everything that only reads the configuration happens here; `run`, `demo` and `prove` are handed in, since
 //! the command line stands below the program that it starts.
 
+mod key;
+mod usage;
+
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -121,6 +124,15 @@ Examples:
 
 Exit code 0 if it is, 1 if it is not or nobody answers.")]
     Probe(ProbeArgs),
+    /// Make, list and revoke client keys
+    Key(key::KeyArgs),
+    /// Add up the usage that a journal has
+    #[command(after_help = "\
+Examples:
+  nullhop usage /var/lib/nullhop/journal
+  nullhop usage /var/lib/nullhop/journal --by account,key,model,day --zone Europe/Berlin
+  nullhop usage /var/lib/nullhop/journal --by account --format csv > usage.csv")]
+    Usage(usage::UsageArgs),
 }
 
 /// `nullhop run`
@@ -303,6 +315,8 @@ where
         Command::Init(args) => init(&args, &mut out, &mut err),
         Command::Config(args) => config(&args, &mut out, &mut err),
         Command::Probe(args) => probe(&args, &mut out, &mut err),
+        Command::Key(args) => key::key(&args, &mut out, &mut err),
+        Command::Usage(args) => usage::usage(&args, &mut out, &mut err),
     };
     let code = match done.and_then(|code| out.flush().map(|()| code)) {
         Ok(code) => code,
@@ -486,7 +500,9 @@ mod tests {
             Command::Init(args) => init(&args, &mut out, &mut err),
             Command::Config(args) => config(&args, &mut out, &mut err),
             Command::Probe(args) => probe(&args, &mut out, &mut err),
-            Command::Run(_) | Command::Demo(_) | Command::Prove(_) => panic!("not ours"),
+            Command::Run(_) | Command::Demo(_) | Command::Prove(_) | Command::Key(_) | Command::Usage(_) => {
+                panic!("not ours")
+            }
         };
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (code.unwrap(), text(out), text(err))

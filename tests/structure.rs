@@ -5,8 +5,10 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 26] = [
+const FLOORS: [&str; 28] = [
     "hygiene",
+    "keys",
+    "journal",
     "provider",
     "decode",
     "meter",

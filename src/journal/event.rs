@@ -1,0 +1,164 @@
+//! One exchange's record. Enums, numbers and configured names only: it cannot hold content.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use aws_lc_rs::rand::SecureRandom;
+use aws_lc_rs::rand::SystemRandom;
+use jiff::Timestamp;
+
+/// Tokens by kind; no token is in two of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Tokens {
+    pub(crate) input_uncached: u64,
+    pub(crate) input_cache_read: u64,
+    pub(crate) input_cache_write: u64,
+    pub(crate) output_response: u64,
+    pub(crate) output_reasoning: u64,
+    /// For another model or pass; billed as well.
+    pub(crate) side_input: u64,
+    pub(crate) side_output: u64,
+}
+
+/// What is billed, and what an operator wants to see of one exchange.
+pub(crate) struct Event {
+    pub(crate) ended: Timestamp,
+    pub(crate) pop: Option<Arc<str>>,
+    /// Id and label of the client key; `None` in pass-through.
+    pub(crate) key: Option<(Arc<str>, Arc<str>)>,
+    pub(crate) account: Option<Arc<str>>,
+    pub(crate) upstream: Arc<str>,
+    pub(crate) operation: &'static str,
+    /// A canonical name of the model table.
+    pub(crate) model: Arc<str>,
+    pub(crate) tokens: Tokens,
+    /// `provider`, `partial`, `estimate` or `none`.
+    pub(crate) source: &'static str,
+    pub(crate) outcome: &'static str,
+    pub(crate) duration: Duration,
+    pub(crate) first_token: Option<Duration>,
+    /// Picodollars; `None` without a price.
+    pub(crate) cost: Option<u64>,
+}
+
+/// An id that no other event has: 16 random digits of this process, and a number.
+fn next_id() -> String {
+    static PROCESS: OnceLock<String> = OnceLock::new();
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let process = PROCESS.get_or_init(|| {
+        let mut bytes = [0_u8; 8];
+        if SystemRandom::new().fill(&mut bytes).is_err() {
+            // Time and process are as good to tell events apart; nobody has to be unable to guess them.
+            bytes = (Timestamp::now().as_nanosecond() as u64 ^ u64::from(std::process::id()) << 48).to_le_bytes();
+        }
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    });
+    format!("{process}-{}", NUMBER.fetch_add(1, Relaxed))
+}
+
+impl Event {
+    /// Puts the event at the end of `out` as one line of JSON. Names are of letters that need no escape.
+    pub(super) fn line(&self, out: &mut String) {
+        let _ = write!(out, "{{\"id\":\"{}\",\"time\":\"{:.3}\"", next_id(), self.ended);
+        let mut text = |name: &str, value: Option<&str>| {
+            if let Some(value) = value {
+                let _ = write!(out, ",\"{name}\":\"{value}\"");
+            }
+        };
+        text("pop", self.pop.as_deref());
+        text("key", self.key.as_ref().map(|(id, _)| &**id));
+        text("label", self.key.as_ref().map(|(_, label)| &**label));
+        text("account", self.account.as_deref());
+        text("upstream", Some(&self.upstream));
+        text("operation", Some(self.operation));
+        text("model", Some(&self.model));
+        let tokens = &self.tokens;
+        for (name, value) in [
+            ("input_uncached", tokens.input_uncached),
+            ("input_cache_read", tokens.input_cache_read),
+            ("input_cache_write", tokens.input_cache_write),
+            ("output_response", tokens.output_response),
+            ("output_reasoning", tokens.output_reasoning),
+            ("side_input", tokens.side_input),
+            ("side_output", tokens.side_output),
+        ] {
+            let _ = write!(out, ",\"{name}\":{value}");
+        }
+        let _ = write!(
+            out,
+            ",\"source\":\"{}\",\"outcome\":\"{}\",\"duration_ms\":{}",
+            self.source,
+            self.outcome,
+            self.duration.as_millis()
+        );
+        if let Some(first) = self.first_token {
+            let _ = write!(out, ",\"first_token_ms\":{}", first.as_millis());
+        }
+        if let Some(cost) = self.cost {
+            let _ = write!(out, ",\"cost_usd\":\"{}\"", dollars(cost));
+        }
+        out.push_str("}\n");
+    }
+}
+
+/// Picodollars as a decimal number of dollars, exact, without zeros at its end.
+pub(super) fn dollars(pico: u64) -> String {
+    let text = format!("{}.{:012}", pico / 1_000_000_000_000, pico % 1_000_000_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::journal) fn event() -> Event {
+        Event {
+            ended: "2026-11-21T14:00:00.1234567Z".parse().unwrap(),
+            pop: Some("fra-1".into()),
+            key: Some(("k1".into(), "ci-bot".into())),
+            account: Some("acme".into()),
+            upstream: "openai".into(),
+            operation: "chat_completions",
+            model: "gpt-5".into(),
+            tokens: Tokens { input_uncached: 10, output_response: 5, ..Tokens::default() },
+            source: "provider",
+            outcome: "ok",
+            duration: Duration::from_millis(1234),
+            first_token: Some(Duration::from_millis(99)),
+            cost: Some(1_500_000),
+        }
+    }
+
+    #[test]
+    fn a_line_is_json_with_all_that_was_given() {
+        let mut line = String::new();
+        event().line(&mut line);
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["time"], "2026-11-21T14:00:00.123Z");
+        assert_eq!(value["label"], "ci-bot");
+        assert_eq!(value["input_uncached"], 10);
+        assert_eq!(value["cost_usd"], "0.0000015");
+        assert_eq!(value["first_token_ms"], 99);
+        assert_eq!(line.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn dollars_are_exact() {
+        for (pico, text) in [
+            (0, "0"),
+            (1, "0.000000000001"),
+            (1_000_000_000_000, "1"),
+            (12_340_000_000_000, "12.34"),
+            (u64::MAX, "18446744.073709551615"),
+        ] {
+            assert_eq!(dollars(pico), text);
+        }
+    }
+}
