@@ -25,7 +25,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 pub(crate) use event::Event;
-pub(crate) use event::Tokens;
 use file::Segment;
 pub(crate) use sum::By;
 pub(crate) use sum::Sums;

@@ -11,8 +11,6 @@ pub(crate) use file::change;
 pub(crate) use file::is_name;
 pub(crate) use file::is_pattern;
 pub(crate) use file::read;
-pub(crate) use table::KeyFault;
-pub(crate) use table::Keyring;
 pub(crate) use text::HashKey;
 pub(crate) use text::generate;
 pub(crate) use text::is_key;

@@ -101,11 +101,6 @@ impl<E> Keyring<E> {
         let active = self.entries.iter().filter(|entry| !entry.revoked && entry.expires > now).count();
         (active, self.entries.len() - active)
     }
-
-    /// What every key grants, those too that cannot be used.
-    pub(crate) fn grants(&self) -> impl Iterator<Item = &E> {
-        self.entries.iter().map(|entry| &entry.grant)
-    }
 }
 
 fn first_slot(hash: &Hash, slots: usize) -> usize {

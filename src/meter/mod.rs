@@ -170,7 +170,8 @@ impl Meter {
         if self.gave_up || self.finished {
             return;
         }
-        if matches!(self.framing, Cut::Json) && self.api == Api::Gemini && self.reader.walker.is_new() {
+        let begins = !self.reader.totals.whole && self.reader.walker.is_new();
+        if matches!(self.framing, Cut::Json) && self.api == Api::Gemini && begins {
             let first = bytes.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
             if first == Some(&b'[') {
                 self.framing = Cut::Array(array::Elements::new());

@@ -489,6 +489,41 @@ fn figures_are_not_said_again() {
 }
 
 #[test]
+fn short_bytes_say_the_same_at_any_cut() {
+    // A fuzzer found it: what follows a whole document is not looked at, not even if it looks like an array.
+    for api in 0..twin::APIS.len() {
+        twin::check(api, 0, b"{}\0[{");
+    }
+    let mut dice = Dice(0xc0de);
+    let pieces: [&[u8]; 20] = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\"",
+        b"\\",
+        b" ",
+        b"\n",
+        b"\r",
+        b"0",
+        b"-",
+        b"a",
+        b"\0",
+        b"data:",
+        b"\"usage\":",
+        b"null",
+        b"\xc3\xa9",
+        b"[DONE]",
+    ];
+    for _ in 0..60_000 {
+        let bytes: Vec<u8> = (0..dice.roll(9)).flat_map(|_| pieces[dice.roll(pieces.len())]).copied().collect();
+        twin::check(dice.roll(twin::APIS.len()), dice.roll(6), &bytes);
+    }
+}
+
+#[test]
 fn paths_lead_to_apis() {
     use crate::provider::Provider::*;
     for (provider, path, api) in [
