@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::Scratch;
 
 /// The report's paths, in its order.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "unary",
     "unary-large",
     "stream",
@@ -30,6 +30,7 @@ const PATHS: [&str; 16] = [
     "parallel",
     "websocket",
     "refused",
+    "edited",
     "configured",
     "reload",
     "drain",

@@ -12,6 +12,7 @@ use super::report::{Lines, Report};
 use super::table::Kind;
 use super::table::SECTIONS;
 use super::{BUILT_IN, Config, Endpoint};
+use crate::provider::Provider;
 use crate::retention::EVERY_RULE;
 
 /// What replaces the providers.
@@ -93,6 +94,9 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result
         for (name, port) in substitute.further {
             further(first, name, *port);
             write(first, &base_dir, &mut text);
+            read(first, name, *port);
+            write(first, &base_dir, &mut text);
+            relax(first);
         }
     }
     Ok(Derived { text, original, heap })
@@ -144,13 +148,7 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
                     .map_or(String::new(), |endpoint| endpoint.base_path.clone());
                 // Several endpoints would be several times the same one.
                 block.children.clear();
-                // What is driven through is no request to a model, and shall arrive byte by byte. The report has lines of
-                // its own for the rules.
-                if let Some(section) = SECTIONS.iter().find(|section| section.path == "upstream.retention") {
-                    let mut retention = Block::defaults(section, None);
-                    retention.set("allow", Value::List(vec![(0..0, EVERY_RULE.to_owned())]));
-                    block.children.push(retention);
-                }
+                relax(block);
                 block.set("models", Value::List(Vec::new()));
                 block.set("usage", Value::Text("leave".to_owned()));
                 stand_in(block, substitute.port, base_path);
@@ -182,6 +180,30 @@ fn further(block: &mut Block, name: &str, port: u16) {
     block.set("bare", Value::Bool(false));
     block.set("protocol", Value::Text("auto".to_owned()));
     block.set("websocket", Value::Bool(true));
+}
+
+/// What is appended to the name of an upstream whose requests are read.
+pub(crate) const READ: &str = "-read";
+
+/// Makes the same upstream once more, with every retention rule in force, and with usage asked for.
+fn read(block: &mut Block, name: &str, port: u16) {
+    further(block, &format!("{name}{READ}"), port);
+    block.children.clear();
+    block.set("provider", Value::Text(Provider::Openai.as_str().to_owned()));
+    block.unset("vendor");
+    block.set("usage", Value::Text("ask".to_owned()));
+}
+
+/// What is driven through most upstreams is no request to a model, and shall arrive byte by byte. The report has lines of its
+/// own for the rules.
+fn relax(block: &mut Block) {
+    block.children.clear();
+    block.set("usage", Value::Text("leave".to_owned()));
+    if let Some(section) = SECTIONS.iter().find(|section| section.path == "upstream.retention") {
+        let mut retention = Block::defaults(section, None);
+        retention.set("allow", Value::List(vec![(0..0, EVERY_RULE.to_owned())]));
+        block.children.push(retention);
+    }
 }
 
 fn at_least(block: &mut Block, key: &str, time: Duration) {
@@ -225,13 +247,17 @@ mod tests {
         let derived = derive(None, &substitute()).unwrap_or_else(|report| panic!("{report}"));
         let read = Config::from_toml(&derived.text, Path::new(""), "derived").unwrap_or_else(|e| panic!("{e}"));
         let config = read.config;
-        assert_eq!(config.upstreams.len(), derived.original.upstreams.len() + 2);
+        assert_eq!(config.upstreams.len(), derived.original.upstreams.len() + 4);
         for (before, after) in derived.original.upstreams.iter().zip(&config.upstreams) {
             assert_eq!((&before.name, &before.prefix, before.bare), (&after.name, &after.prefix, after.bare));
             assert_eq!((after.endpoints[0].host.as_str(), after.endpoints[0].port), ("127.0.0.1", 4));
             assert_eq!(before.endpoints[0].base_path, after.endpoints[0].base_path);
         }
-        assert_eq!(config.upstreams.last().and_then(|last| last.prefix.clone()).as_deref(), Some("/prove-h2"));
+        let added: Vec<_> = config.upstreams.iter().rev().take(4).rev().collect();
+        let prefixes: Vec<_> = added.iter().map(|upstream| upstream.prefix.as_deref().unwrap_or("")).collect();
+        assert_eq!(prefixes, ["/prove-h1", "/prove-h1-read", "/prove-h2", "/prove-h2-read"]);
+        let relaxed: Vec<_> = added.iter().map(|upstream| upstream.relaxed().count() > 0).collect();
+        assert_eq!(relaxed, [true, false, true, false]);
         assert!(config.listeners.iter().all(|listener| listener.address.to_string() == "127.0.0.1:0"));
     }
 

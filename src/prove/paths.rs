@@ -29,6 +29,7 @@ use super::upstream::Plan;
 use super::upstream::Plans;
 use super::upstream::Reading;
 use super::upstream::Seen;
+use crate::config::derive::READ;
 use crate::scripted;
 use crate::scripted::Script;
 use crate::scripted::Step;
@@ -49,6 +50,7 @@ pub(super) enum Path {
     Parallel,
     WebSocket,
     Refused,
+    Edited,
     Configured,
     Reload,
     Drain,
@@ -56,7 +58,7 @@ pub(super) enum Path {
 
 impl Path {
     /// In the order of the run: the drain ends it.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Unary,
         Self::UnaryLarge,
         Self::Stream,
@@ -70,6 +72,7 @@ impl Path {
         Self::Parallel,
         Self::WebSocket,
         Self::Refused,
+        Self::Edited,
         Self::Configured,
         Self::Reload,
         Self::Drain,
@@ -91,6 +94,7 @@ impl Path {
             Self::Parallel => "parallel",
             Self::WebSocket => "websocket",
             Self::Refused => "refused",
+            Self::Edited => "edited",
             Self::Configured => "configured",
             Self::Reload => "reload",
             Self::Drain => "drain",
@@ -112,6 +116,9 @@ impl Path {
             Self::Parallel => "sixteen clients at once",
             Self::WebSocket => "WebSocket messages in both directions, the socket still open",
             Self::Refused => "nullhop itself answers 404, 405, 400",
+            Self::Edited => {
+                "a chat whose body the retention policy reads and edits, and whose usage is taken out again"
+            }
             Self::Configured => "each configured upstream, by its own route",
             Self::Reload => "SIGHUP in mid-stream",
             Self::Drain => "SIGTERM in mid-stream",
@@ -131,6 +138,7 @@ impl Path {
                 | Self::Upstream4xx
                 | Self::ClientAbort
                 | Self::SlowReader
+                | Self::Edited
                 | Self::WebSocket
                 | Self::Reload
                 | Self::Drain
@@ -165,6 +173,9 @@ impl Sizes {
 
 /// What a small body is.
 const SMALL: usize = 2 << 10;
+
+/// The words of an edited request, and of its answer.
+const EDITED: usize = 40 << 10;
 
 /// One frame of a scripted body.
 const FRAME: usize = 64 << 10;
@@ -250,7 +261,12 @@ pub(super) struct Drive {
 
 impl Drive {
     /// Drives the path to its end and tells how it went.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
+        if self.path == Path::Edited {
+            // There the policy is in force; it knows this path.
+            self.lane.prefix.push_str(READ);
+            self.lane.fixed_path = Some("/v1/chat/completions");
+        }
         let outcome = match self.path {
             Path::Unary | Path::Configured => self.unary(SMALL, SMALL, 200).await,
             Path::UnaryLarge => self.unary(self.sizes.large, self.sizes.large, 200).await,
@@ -265,6 +281,7 @@ impl Drive {
             Path::Parallel => self.parallel().await,
             Path::WebSocket => self.websocket().await,
             Path::Refused => self.refused().await,
+            Path::Edited => self.edited().await,
             Path::Reload => self.stream(&[300, SMALL], Point::Reload).await,
             Path::Drain => self.stream(&[300, SMALL], Point::Drain).await,
         };
@@ -361,6 +378,46 @@ impl Drive {
         self.arrived(&seen)?;
         if seen.body_bytes.load(Relaxed) != up as u64 {
             return Err(Failed("the provider did not get the whole body"));
+        }
+        let _ = client.ready().await;
+        self.reach(Point::End).await;
+        Ok(())
+    }
+
+    /// A chat with usage asked for on nullhop's behalf: the request grows, and the answer loses the extra event.
+    async fn edited(&self) -> Result<(), Failed> {
+        let mut client = self.connect().await?;
+        let words = |kind| String::from_utf8_lossy(&self.content(kind, EDITED)).into_owned();
+        let asked = format!(
+            "{{\"model\":\"m\",\"stream_options\":{{\"note\":\"n\"}},\"messages\":[{{\"content\":\"{}\"}}],\"stream\":true}}",
+            words(Kind::RequestBody)
+        );
+        let head = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]", words(Kind::ResponseBody));
+        let extra = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n";
+        let done = "data: [DONE]\n\n";
+        let steps = vec![
+            Step::Send(format!("{head},\"usage\":null}}\n\n").into()),
+            Step::Pause(Duration::from_millis(5)),
+            Step::Send(format!("{extra}{done}").into()),
+        ];
+        let (plan, seen) = self.plan(Reading::Whole, 200, steps);
+        let sent = asked.len() as u64;
+        let request = self.request(plan, Script::at_once(asked.into()))?;
+        let mut answer = client.send(request).await.ok_or(Failed("no answer came"))?.into_body();
+        let mut got = Vec::new();
+        let expected = format!("{head}}}\n\n{done}");
+        while got.len() < expected.len() {
+            let data = tokio::time::timeout(PATIENCE, scripted::next_data(&mut answer)).await;
+            let data = data.map_err(|_| Failed("an answer hung"))?.ok_or(Failed("an answer ended too soon"))?;
+            got.extend_from_slice(&data.map_err(|_| Failed("an answer broke"))?);
+        }
+        if got != expected.as_bytes() {
+            return Err(Failed("usage was not taken out of the answer again"));
+        }
+        end(&mut answer).await?;
+        self.arrived(&seen)?;
+        if seen.body_bytes.load(Relaxed) <= sent {
+            return Err(Failed("the request was not edited"));
         }
         let _ = client.ready().await;
         self.reach(Point::End).await;
