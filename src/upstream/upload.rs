@@ -126,9 +126,10 @@ impl Editing {
             }
             let waiting: usize = self.out.iter().map(|piece| piece.as_slice().len()).sum();
             // What holds the document's end waits for the body's, so that the last frame is not a brace alone: servers
-            // take a connection with many frames of a byte for an attack. White space behind it is not collected.
+            // take a connection with many frames of a byte for an attack. White space behind it is not collected, neither
+            // in bytes nor in pieces, each of which keeps a block of a read buffer.
             let more = self.rest.is_some() || self.editor.is_closed();
-            if !more || waiting >= FRAME_BYTES {
+            if !more || waiting >= FRAME_BYTES || self.out.len() >= PIECES_MAX {
                 self.release();
             }
         }
@@ -157,6 +158,9 @@ impl Editing {
         }
     }
 }
+
+/// So many pieces wait to become one.
+const PIECES_MAX: usize = 64;
 
 /// As much of an edited body is sent at once, where it comes in smaller pieces.
 const FRAME_BYTES: usize = 16 << 10;
