@@ -109,6 +109,9 @@ enum Walker {
 
 /// Decoded bytes of one call, unless told otherwise.
 const PLAIN_BYTES_MAX: u64 = 32 << 20;
+/// What one piece of encoded bytes may become. It waits for the upstream, whatever the whole body may be; zstd gives its
+/// window, at most 8 MiB, at once.
+const PLAIN_PIECE_MAX: usize = 9 << 20;
 /// Encoded bytes that are fed at a time, so that little that is plain waits at once.
 const ENCODED_PIECE: usize = 256;
 
@@ -357,7 +360,12 @@ impl Editor {
         };
         let decoder = decoder.get_or_insert_with(|| Decoder::new(*encoding, self.plain_bytes_max));
         let mut walked = Ok(());
+        let mut given = 0;
         let decoded = decoder.push(chunk.as_slice(), &mut |plain| {
+            given += plain.len();
+            if given > PLAIN_PIECE_MAX {
+                walked = Err(Denied::TooLarge);
+            }
             if walked.is_ok() && !plain.is_empty() {
                 self.begun = true;
                 walked = self.walker.feed(Chunk::copied(plain), out);

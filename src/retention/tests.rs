@@ -826,6 +826,23 @@ fn encoded_bodies_go_on_plain() {
         editor.feed(Chunk::copied(bytes), &mut out).and_then(|()| editor.finish(&mut out)).err()
     };
     assert_eq!(fed(&encoded, 50_000), Some(Denied::TooLarge));
+    // Little that becomes very much at once, behind enough that the whole would not be too much.
+    let mut dice = Dice(3);
+    let mut bomb = br#"{"input":""#.to_vec();
+    bomb.extend((0..60_000).map(|_| b'a' + (dice.roll(26) as u8)));
+    bomb.resize(20 << 20, b'a');
+    bomb.extend_from_slice(b"\"}");
+    let bomb = nullhop_loadtests::encoding::Coding::Brotli.encode(&bomb);
+    let mut editor = read("br").0.ok().flatten().unwrap();
+    let mut most = 0;
+    let fault = bomb.chunks(ENCODED_PIECE).find_map(|piece| {
+        let mut out = Vec::new();
+        let fault = editor.feed(Chunk::copied(piece), &mut out).err();
+        most = most.max(out.iter().map(|chunk| chunk.as_slice().len()).sum());
+        fault
+    });
+    assert_eq!(fault, Some(Denied::TooLarge));
+    assert!((1 << 20..=PLAIN_PIECE_MAX).contains(&most), "{most}");
     assert_eq!(fed(&encoded[..encoded.len() / 2], 1 << 20), Some(Denied::Unreadable));
     assert_eq!(fed(b"no gzip at all", 1 << 20), Some(Denied::Unreadable));
     for coding in ["x-own", "gzip, zstd", "compress"] {
