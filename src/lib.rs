@@ -13,6 +13,8 @@ pub mod hygiene;
 pub(crate) mod journal;
 #[cfg_attr(not(test), expect(dead_code, reason = "taken into use by admission"))]
 pub(crate) mod keys;
+#[cfg_attr(not(test), expect(dead_code, reason = "taken into use by admission"))]
+pub(crate) mod limits;
 pub(crate) mod listener;
 pub mod meter;
 pub(crate) mod prove;

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 28] = [
+const FLOORS: [&str; 29] = [
     "hygiene",
     "keys",
+    "limits",
     "journal",
     "provider",
     "decode",

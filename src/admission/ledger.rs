@@ -10,13 +10,13 @@ use std::sync::PoisonError;
 
 use dashmap::DashMap;
 
-use super::limits::Amount;
-use super::limits::Calendar;
-use super::limits::Exceeded;
-use super::limits::Kind;
-use super::limits::Left;
-use super::limits::Limits;
-use super::limits::State;
+use crate::limits::Amount;
+use crate::limits::Calendar;
+use crate::limits::Exceeded;
+use crate::limits::Kind;
+use crate::limits::Left;
+use crate::limits::Limits;
+use crate::limits::State;
 
 /// Whose limits. A request is counted against at most one of each, and they are locked in this order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -204,8 +204,8 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
-    use super::super::limits::Limit;
-    use super::super::limits::Rate;
+    use crate::limits::Limit;
+    use crate::limits::Rate;
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;

@@ -5,8 +5,6 @@
 
 #[expect(dead_code, reason = "taken into use with keys")]
 mod ledger;
-#[expect(dead_code, reason = "taken into use with keys")]
-mod limits;
 
 use std::sync::Arc;
 

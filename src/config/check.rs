@@ -82,6 +82,19 @@ pub(super) fn check(
         log: log(raw.one("log")),
         memory: memory(raw.one("memory")),
         upstreams,
+        keys: None,
+        admission: Admission {
+            time_zone: jiff::tz::TimeZone::UTC,
+            reserve_input_tokens: 2048,
+            reserve_output_tokens: 4096,
+            wrong_keys_per_minute: 10,
+            streams: 20_000,
+            lag_max: Duration::from_millis(250),
+        },
+        plans: Vec::new(),
+        accounts: Vec::new(),
+        prices: Vec::new(),
+        journal: None,
         readable,
         fingerprint: fingerprint(raw),
     })
@@ -270,7 +283,7 @@ impl Checker<'_> {
                 Some("on a quiet node, two scrapes tell the token count of one request"),
             );
         }
-        Some(MetricsListener { address, token })
+        Some(MetricsListener { address, token, keys_max: 0 })
     }
 
     fn models(&mut self, block: &Block) -> Vec<String> {
@@ -466,6 +479,11 @@ impl Checker<'_> {
             silence_timeout: block.duration("silence_timeout"),
             idle_timeout: block.duration("idle_timeout"),
             abort_drain: block.duration("abort_drain"),
+            access: Access { managed: false, byok: true },
+            keys: Vec::new(),
+            key_header: KeyHeader::Auto,
+            plan: None,
+            caller_plan: None,
             privacy: match block.text("privacy")? {
                 "address" => Privacy::Address,
                 "session" => Privacy::Session,

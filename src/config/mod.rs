@@ -23,6 +23,8 @@ use std::time::Duration;
 use crate::hygiene::MemoryLock;
 use crate::hygiene::Secret;
 pub use crate::hygiene::heap::Wanted as Heap;
+use crate::keys::HashKey;
+use crate::limits;
 use crate::provider::Provider;
 use crate::retention::Policy;
 use crate::retention::Rule;
@@ -65,6 +67,18 @@ pub struct Config {
     pub memory: Memory,
     /// At least one; the index is the `UpstreamId`.
     pub upstreams: Vec<Upstream>,
+    /// `None`: no `[keys]` is written, so nobody shows a key of this gateway's.
+    pub(crate) keys: Option<Keys>,
+    /// How requests are admitted.
+    pub(crate) admission: Admission,
+    /// Named sets of limits.
+    pub(crate) plans: Vec<Plan>,
+    /// Who has several keys.
+    pub(crate) accounts: Vec<Account>,
+    /// What tokens cost; the first that fits holds.
+    pub(crate) prices: Vec<Price>,
+    /// `None`: no usage events are written.
+    pub(crate) journal: Option<Journal>,
     /// Folders that a reload reads: those of the configuration's own file and of every file that it
     /// names, also behind links. A file that stands in `/` is here itself.
     pub readable: Vec<PathBuf>,
@@ -216,6 +230,153 @@ pub struct MetricsListener {
     pub address: SocketAddr,
     /// Bearer token that a scrape must carry.
     pub token: Option<Secret>,
+    /// Client keys that have series of their own, at most; the rest share `other`. 0: none has.
+    pub keys_max: usize,
+}
+
+/// `[keys]`: keys that this gateway gives out.
+pub(crate) struct Keys {
+    /// JSON Lines, written by `nullhop key` or by whatever manages accounts; watched for changes.
+    pub(crate) file: PathBuf,
+    /// What keys are hashed with.
+    pub(crate) hash_key: Arc<HashKey>,
+    /// Beside the headers of the APIs, a key may come in this one; a caller of pass-through shows it here. Lower case.
+    pub(crate) header: http::HeaderName,
+    /// Whether pass-through needs a key of ours as well.
+    pub(crate) required: bool,
+    /// What becomes of the open streams of a key that is revoked.
+    pub(crate) on_revoke: OnRevoke,
+    /// Place of the plan of accounts that no `[[account]]` names. `None`: they have no limits of their own.
+    pub(crate) account_plan: Option<usize>,
+    /// Place of the plan of keys that name none. `None`: no limits.
+    pub(crate) key_plan: Option<usize>,
+}
+
+/// `keys.on_revoke`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OnRevoke {
+    /// They may finish.
+    Finish,
+    /// They are cut.
+    Cut,
+}
+
+/// `[admission]`
+pub(crate) struct Admission {
+    /// Where days and months of budgets begin. Default UTC.
+    pub(crate) time_zone: jiff::tz::TimeZone,
+    /// Input tokens that are reserved for a request of unknown length. Default 2048.
+    pub(crate) reserve_input_tokens: u64,
+    /// Output tokens that are reserved for a request that does not limit them. Default 4096.
+    pub(crate) reserve_output_tokens: u64,
+    /// Wrong keys of one address (IPv6: of one /64) in a minute before it has to wait. Default 10.
+    pub(crate) wrong_keys_per_minute: u32,
+    /// Open streams of the whole process; beyond it new requests are refused. Default 20000.
+    pub(crate) streams: u32,
+    /// A worker whose timers come this late refuses new requests, those of low priority at half of it. Default 250 ms; 0: never.
+    pub(crate) lag_max: Duration,
+}
+
+/// `[[plan]]`: limits that keys, accounts, upstreams and callers share by name, each with a count of its own.
+pub(crate) struct Plan {
+    /// `^[a-z][a-z0-9-]{0,31}$`, unique.
+    pub(crate) name: String,
+    /// What it allows.
+    pub(crate) limits: Arc<limits::Limits>,
+    /// What becomes of a stream that uses up a budget.
+    pub(crate) on_budget: OnBudget,
+    /// Who is refused first when the machine is at its end.
+    pub(crate) priority: Priority,
+}
+
+/// `plan.on_budget`
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OnBudget {
+    /// It is finished, and what it used too much is owed.
+    Finish,
+    /// It is cut, within a second.
+    Cut,
+}
+
+/// `plan.priority`; the first is refused first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Priority {
+    Low,
+    Normal,
+    High,
+}
+
+/// `[[account]]`
+pub(crate) struct Account {
+    /// 1 to 64 of `A-Za-z0-9._-`, unique; what keys name.
+    pub(crate) name: String,
+    /// Place of its plan.
+    pub(crate) plan: usize,
+}
+
+/// `[[price]]`: what tokens of some models cost.
+pub(crate) struct Price {
+    /// Patterns, each of which is a label of the model table as well.
+    pub(crate) models: Vec<String>,
+    /// Places of the upstreams where it holds; empty: at all of them.
+    pub(crate) upstreams: Vec<usize>,
+    /// Picodollars (10^-12 USD) for one token of each kind. Written as USD for a million tokens.
+    pub(crate) per_token: TokenPrices,
+}
+
+/// Picodollars for one token, by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TokenPrices {
+    pub(crate) input: u64,
+    /// By default that of input.
+    pub(crate) cache_read: u64,
+    /// By default that of input.
+    pub(crate) cache_write: u64,
+    pub(crate) output: u64,
+    /// By default that of output.
+    pub(crate) reasoning: u64,
+}
+
+/// `[journal]`: where usage events go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Journal {
+    /// A folder of its own, made if it is not there.
+    pub(crate) folder: PathBuf,
+    /// A file that has this many bytes is closed. Default 64 MiB.
+    pub(crate) bytes: u64,
+    /// So is one of this age. Default 1 day.
+    pub(crate) age: Duration,
+}
+
+/// A key of the operator's at a provider.
+pub(crate) struct ProviderKey {
+    /// `^[a-z][a-z0-9-]{0,31}$`, unique in its upstream; for log lines.
+    pub(crate) name: String,
+    /// The key's text, without `Bearer`.
+    pub(crate) secret: Arc<Secret>,
+    /// 1 to 1000.
+    pub(crate) weight: u32,
+}
+
+/// `upstream.key_header`: where a provider reads its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum KeyHeader {
+    /// By provider and path: what the vendor's own SDK does.
+    Auto,
+    /// `Authorization: Bearer`
+    Authorization,
+    XApiKey,
+    XGoogApiKey,
+    ApiKey,
+}
+
+/// `upstream.access`: who may use an upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Access {
+    /// Callers with a key of this gateway's; the operator's key goes up.
+    pub(crate) managed: bool,
+    /// Callers with the provider's key, which goes up untouched.
+    pub(crate) byok: bool,
 }
 
 /// `[admin]`
@@ -315,6 +476,16 @@ pub struct Upstream {
     pub body_bytes: Option<u64>,
     /// What requests may ask of the provider.
     pub(crate) policy: Policy,
+    /// Who may use it. By default managed where there are keys, else pass-through.
+    pub(crate) access: Access,
+    /// Of the operator's; at least one where `access.managed`.
+    pub(crate) keys: Vec<ProviderKey>,
+    /// Where the provider reads them.
+    pub(crate) key_header: KeyHeader,
+    /// Place of the plan that limits the upstream as a whole.
+    pub(crate) plan: Option<usize>,
+    /// Place of the plan of each caller in pass-through who shows no key of ours.
+    pub(crate) caller_plan: Option<usize>,
 }
 
 impl Upstream {
