@@ -19,6 +19,8 @@ pub(crate) enum Kind {
 /// An amount of everything that limits count. What is reserved on admission, and what was used in the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Amount {
+    /// 1 for a request; a WebSocket has one for each answer that it asks for.
+    pub(crate) requests: u64,
     pub(crate) input: u64,
     pub(crate) output: u64,
     /// Picodollars.
@@ -26,15 +28,27 @@ pub(crate) struct Amount {
 }
 
 impl Amount {
+    /// One request that costs nothing else.
+    pub(crate) const REQUEST: Self = Self { requests: 1, input: 0, output: 0, money: 0 };
+
     fn of(&self, kind: Kind) -> u64 {
         match kind {
-            Kind::Requests => 1,
+            Kind::Requests => self.requests,
             Kind::InputTokens => self.input,
             Kind::OutputTokens => self.output,
             Kind::Tokens => self.input.saturating_add(self.output),
             Kind::Money => self.money,
         }
     }
+}
+
+/// What became of a request's reservation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Settled {
+    /// Tokens beyond those that were reserved.
+    pub(crate) overrun: u64,
+    /// A budget has passed its soft threshold with this, for the first time in its period.
+    pub(crate) soft: bool,
 }
 
 /// So much in any stretch of time, coming back evenly.
@@ -117,6 +131,45 @@ pub(crate) enum Limit {
     Budget(Kind, Period),
 }
 
+/// Limits by what an operator asks of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Class {
+    Concurrency,
+    Requests,
+    /// Of all kinds.
+    Tokens,
+    /// In tokens, requests or money.
+    Budget,
+}
+
+impl Class {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Concurrency, Self::Requests, Self::Tokens, Self::Budget];
+}
+
+impl Limit {
+    /// The class that it is counted in.
+    pub(crate) fn class(self) -> Class {
+        match self {
+            Self::Concurrency => Class::Concurrency,
+            Self::Rate(Kind::Requests) => Class::Requests,
+            Self::Rate(_) => Class::Tokens,
+            Self::Budget(..) => Class::Budget,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether there is a limit of this class.
+    pub(crate) fn has(&self, class: Class) -> bool {
+        match class {
+            Class::Concurrency => self.concurrency.is_some(),
+            Class::Budget => !self.budgets.is_empty(),
+            _ => self.rates.iter().any(|rate| Limit::Rate(rate.kind).class() == class),
+        }
+    }
+}
+
 /// What one subject has used. Made for [`Limits`] of the same shape; see [`State::fit`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct State {
@@ -131,6 +184,8 @@ struct Spent {
     period: u32,
     used: u64,
     reserved: u64,
+    /// The soft threshold has been signalled in this period.
+    told: bool,
 }
 
 /// What is left of a rate, for an API's own headers.
@@ -199,6 +254,24 @@ impl State {
         now: u64,
         calendar: &Calendar,
     ) -> Result<(), Exceeded> {
+        if limits.concurrency.is_some_and(|places| self.open >= places) {
+            let full = Exceeded { limit: Limit::Concurrency, retry_after: None, never: false };
+            // A rate or a budget holds longer than that.
+            return Err(self.fits(limits, &Amount::default(), amount, now, calendar).err().unwrap_or(full));
+        }
+        self.fits(limits, &Amount::default(), amount, now, calendar)
+    }
+
+    /// Whether `amount` fits into rates and budgets for a request that has `own` already. What does not grow is not looked
+    /// at.
+    fn fits(
+        &mut self,
+        limits: &Limits,
+        own: &Amount,
+        amount: &Amount,
+        now: u64,
+        calendar: &Calendar,
+    ) -> Result<(), Exceeded> {
         let mut worst: Option<Exceeded> = None;
         let mut note = |found: Exceeded| {
             let rank = |exceeded: &Exceeded| (exceeded.never, exceeded.retry_after.unwrap_or(0));
@@ -206,16 +279,18 @@ impl State {
                 worst = Some(found);
             }
         };
-        if limits.concurrency.is_some_and(|places| self.open >= places) {
-            note(Exceeded { limit: Limit::Concurrency, retry_after: None, never: false });
-        }
+        let fresh = *own == Amount::default();
         for (rate, arrival) in limits.rates.iter().zip(&self.arrival) {
-            let cost = rate.cost(amount.of(rate.kind));
-            let after = rate.taken(*arrival, now) + cost;
-            if after > rate.whole() {
+            let (has, wants) = (own.of(rate.kind), amount.of(rate.kind));
+            if wants <= has && !fresh {
+                continue;
+            }
+            let cost = rate.cost(wants);
+            let taken = rate.taken(*arrival, now).saturating_sub(rate.cost(has));
+            if taken + cost > rate.whole() {
                 // More than there ever is passes when nothing else is taken: it is owed afterwards.
                 let too_large = cost > rate.whole();
-                let surplus = if too_large { rate.taken(*arrival, now) } else { after - rate.whole() };
+                let surplus = if too_large { taken } else { taken + cost - rate.whole() };
                 if surplus > 0 {
                     let wait = u64::try_from(surplus.div_ceil(u128::from(rate.amount))).unwrap_or(u64::MAX);
                     note(Exceeded { limit: Limit::Rate(rate.kind), retry_after: Some(wait), never: false });
@@ -224,13 +299,17 @@ impl State {
         }
         for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
             spent.roll(budget, calendar);
-            let wanted = spent.used.saturating_add(spent.reserved).saturating_add(amount.of(budget.kind));
-            if wanted > budget.amount {
+            let (has, wants) = (own.of(budget.kind), amount.of(budget.kind));
+            if wants <= has && !fresh {
+                continue;
+            }
+            let others = spent.used.saturating_add(spent.reserved.saturating_sub(has));
+            if others.saturating_add(wants) > budget.amount {
                 let wait = calendar.ends(budget.period).saturating_sub(now);
                 note(Exceeded {
                     limit: Limit::Budget(budget.kind, budget.period),
                     retry_after: Some(wait),
-                    never: amount.of(budget.kind) > budget.amount,
+                    never: wants > budget.amount,
                 });
             }
         }
@@ -249,20 +328,98 @@ impl State {
         }
     }
 
-    /// Gives the place back and puts what was `used` where `reserved` stood. Returns by how much the use went over it, in
-    /// tokens.
-    pub(crate) fn settle(&mut self, limits: &Limits, reserved: &Amount, used: &Amount, calendar: &Calendar) -> u64 {
+    /// Whether what a request has reserved may become `new` instead of `old`. Its place is no matter any more.
+    ///
+    /// # Errors
+    /// The limit that holds longest, if it wants more than there is.
+    pub(crate) fn check_resize(
+        &mut self,
+        limits: &Limits,
+        old: &Amount,
+        new: &Amount,
+        now: u64,
+        calendar: &Calendar,
+    ) -> Result<(), Exceeded> {
+        self.fits(limits, old, new, now, calendar)
+    }
+
+    /// What a request has reserved becomes `new` instead of `old`. The caller has checked, under the same lock.
+    pub(crate) fn resize(&mut self, limits: &Limits, old: &Amount, new: &Amount, now: u64) {
+        for (rate, arrival) in limits.rates.iter().zip(&mut self.arrival) {
+            let floor = u128::from(now) * u128::from(rate.amount);
+            let (was, is) = (rate.cost(old.of(rate.kind)), rate.cost(new.of(rate.kind)));
+            *arrival = if is > was { (*arrival).max(floor) + (is - was) } else { arrival.saturating_sub(was - is) };
+        }
+        for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
+            let without = spent.reserved.saturating_sub(old.of(budget.kind));
+            spent.reserved = without.saturating_add(new.of(budget.kind));
+        }
+    }
+
+    /// Gives the place back and puts what was `used` where `reserved` stood.
+    pub(crate) fn settle(
+        &mut self,
+        limits: &Limits,
+        reserved: &Amount,
+        used: &Amount,
+        now: u64,
+        calendar: &Calendar,
+    ) -> Settled {
         self.open = self.open.saturating_sub(1);
         for (rate, arrival) in limits.rates.iter().zip(&mut self.arrival) {
             let (was, is) = (rate.cost(reserved.of(rate.kind)), rate.cost(used.of(rate.kind)));
-            *arrival = (*arrival + is).saturating_sub(was);
+            if is > was {
+                let floor = u128::from(now) * u128::from(rate.amount);
+                *arrival = (*arrival).max(floor) + (is - was);
+            } else {
+                *arrival = arrival.saturating_sub(was - is);
+            }
         }
+        let mut soft = false;
         for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
             spent.roll(budget, calendar);
             spent.reserved = spent.reserved.saturating_sub(reserved.of(budget.kind));
             spent.used = spent.used.saturating_add(used.of(budget.kind));
+            soft |= spent.crosses(budget);
         }
-        used.of(Kind::Tokens).saturating_sub(reserved.of(Kind::Tokens))
+        Settled { overrun: used.of(Kind::Tokens).saturating_sub(reserved.of(Kind::Tokens)), soft }
+    }
+
+    /// Puts in what was used before this process began, in the periods that run.
+    pub(crate) fn restore(&mut self, limits: &Limits, day: &Amount, month: &Amount, calendar: &Calendar) {
+        for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
+            spent.roll(budget, calendar);
+            let used = match budget.period {
+                Period::Day => day,
+                Period::Month => month,
+            };
+            spent.used = spent.used.saturating_add(used.of(budget.kind));
+            // What was signalled before is not signalled again.
+            spent.crosses(budget);
+        }
+    }
+
+    /// How much of the tightest limit of a class is taken, 0 to 1 and more; `None` where there is none.
+    pub(crate) fn used_ratio(&self, limits: &Limits, class: Class, now: u64) -> Option<f64> {
+        let ratio = |part: u128, whole: u128| part as f64 / (whole as f64).max(1.0);
+        match class {
+            Class::Concurrency => limits.concurrency.map(|places| ratio(self.open.into(), places.into())),
+            Class::Requests | Class::Tokens => limits
+                .rates
+                .iter()
+                .zip(&self.arrival)
+                .filter(|(rate, _)| Limit::Rate(rate.kind).class() == class)
+                .map(|(rate, arrival)| ratio(rate.taken(*arrival, now), rate.whole()))
+                .reduce(f64::max),
+            Class::Budget => limits
+                .budgets
+                .iter()
+                .zip(&self.budgets)
+                .map(|(budget, spent)| {
+                    ratio(u128::from(spent.used) + u128::from(spent.reserved), budget.amount.into())
+                })
+                .reduce(f64::max),
+        }
     }
 
     /// Streams that run.
@@ -293,15 +450,6 @@ impl State {
             .min_by_key(|left| left.remaining)
     }
 
-    /// Whether a budget of the subject has passed its soft threshold.
-    pub(crate) fn soft(&mut self, limits: &Limits, calendar: &Calendar) -> bool {
-        limits.budgets.iter().zip(&mut self.budgets).any(|(budget, spent)| {
-            spent.roll(budget, calendar);
-            budget.soft_percent < 100
-                && u128::from(spent.used) * 100 >= u128::from(budget.amount) * u128::from(budget.soft_percent)
-        })
-    }
-
     /// Whether a budget is used up; a stream that still runs may be cut for it.
     pub(crate) fn spent(&mut self, limits: &Limits, more: &Amount, calendar: &Calendar) -> bool {
         limits.budgets.iter().zip(&mut self.budgets).any(|(budget, spent)| {
@@ -316,10 +464,19 @@ impl Spent {
     /// stays so.
     fn roll(&mut self, budget: &Budget, calendar: &Calendar) {
         let number = calendar.number(budget.period);
-        if self.period != number {
-            self.used = if self.period == 0 { 0 } else { self.used.saturating_sub(budget.amount) };
+        // A stream that began before midnight settles with the calendar that it began with.
+        if self.period < number {
+            self.used = if self.period == 0 { self.used } else { self.used.saturating_sub(budget.amount) };
             self.period = number;
+            self.told = false;
         }
+    }
+
+    /// Whether the soft threshold is passed and nobody was told yet in this period.
+    fn crosses(&mut self, budget: &Budget) -> bool {
+        let passed = budget.soft_percent < 100
+            && u128::from(self.used) * 100 >= u128::from(budget.amount) * u128::from(budget.soft_percent);
+        passed && !std::mem::replace(&mut self.told, true)
     }
 }
 
@@ -359,16 +516,16 @@ mod tests {
             let mut state = State::new(&limits);
             let now = 123_456_789;
             let burst =
-                (0..amount.min(2000) + 10).filter(|_| admit(&mut state, &limits, &Amount::default(), now).is_ok());
+                (0..amount.min(2000) + 10).filter(|_| admit(&mut state, &limits, &Amount::REQUEST, now).is_ok());
             let passed = burst.count() as u64;
             assert_eq!(passed, amount.min(2010), "{amount} in {window}");
             if amount > 2000 {
                 continue;
             }
-            let refused = state.check(&limits, &Amount::default(), now, &CALENDAR).unwrap_err();
+            let refused = state.check(&limits, &Amount::REQUEST, now, &CALENDAR).unwrap_err();
             let wait = refused.retry_after.unwrap();
-            assert!(state.check(&limits, &Amount::default(), now + wait, &CALENDAR).is_ok());
-            assert!(state.check(&limits, &Amount::default(), now + wait - 1, &CALENDAR).is_err());
+            assert!(state.check(&limits, &Amount::REQUEST, now + wait, &CALENDAR).is_ok());
+            assert!(state.check(&limits, &Amount::REQUEST, now + wait - 1, &CALENDAR).is_err());
             assert_eq!(wait, window.div_ceil(amount), "evenly");
         }
     }
@@ -417,10 +574,10 @@ mod tests {
             exact.reserve(&limits, &debt, now);
             for step in 0..20 {
                 let now = now + step * SECOND;
-                let want = Amount { input: numbers.next(1000), output: numbers.next(1000), money: 0 };
-                let used = Amount { input: numbers.next(2000), output: numbers.next(2000), money: 0 };
+                let want = Amount { input: numbers.next(1000), output: numbers.next(1000), money: 0, requests: 1 };
+                let used = Amount { input: numbers.next(2000), output: numbers.next(2000), money: 0, requests: 1 };
                 reserved.reserve(&limits, &want, now);
-                let over = reserved.settle(&limits, &want, &used, &CALENDAR);
+                let over = reserved.settle(&limits, &want, &used, now, &CALENDAR).overrun;
                 assert_eq!(over, (used.input + used.output).saturating_sub(want.input + want.output));
                 exact.reserve(&limits, &used, now);
                 assert_eq!(reserved.arrival, exact.arrival);
@@ -445,25 +602,27 @@ mod tests {
         let budget = Budget { kind: Kind::Tokens, amount: 100, period: Period::Day, soft_percent: 80 };
         let limits = Limits { concurrency: Some(2), rates: [].into(), budgets: [budget].into() };
         let mut state = State::new(&limits);
-        let ten = Amount { input: 4, output: 6, money: 0 };
+        let ten = Amount { input: 4, output: 6, money: 0, requests: 1 };
         assert!(admit(&mut state, &limits, &ten, 0).is_ok());
         assert!(admit(&mut state, &limits, &ten, 0).is_ok());
         let full = state.check(&limits, &ten, 0, &CALENDAR).unwrap_err();
         assert_eq!((full.limit, full.retry_after), (Limit::Concurrency, None));
-        state.settle(&limits, &ten, &Amount { input: 50, output: 25, money: 0 }, &CALENDAR);
+        let used = Amount { input: 50, output: 25, money: 0, requests: 1 };
+        assert!(!state.settle(&limits, &ten, &used, 0, &CALENDAR).soft);
         assert_eq!(state.open(), 1);
-        assert!(!state.soft(&limits, &CALENDAR));
         // 75 used, 10 reserved.
-        let refused = state.check(&limits, &Amount { input: 16, output: 0, money: 0 }, 0, &CALENDAR).unwrap_err();
+        let refused = state.check(&limits, &Amount { input: 16, output: 0, money: 0, requests: 1 }, 0, &CALENDAR).unwrap_err();
         assert_eq!(refused.retry_after, Some(CALENDAR.day_ends));
-        assert!(state.check(&limits, &Amount { input: 15, output: 0, money: 0 }, 0, &CALENDAR).is_ok());
-        state.settle(&limits, &ten, &Amount { input: 50, output: 0, money: 0 }, &CALENDAR);
-        assert!(state.soft(&limits, &CALENDAR));
+        assert!(state.check(&limits, &Amount { input: 15, output: 0, money: 0, requests: 1 }, 0, &CALENDAR).is_ok());
+        let used = Amount { input: 50, output: 0, money: 0, requests: 1 };
+        assert!(state.settle(&limits, &ten, &used, 0, &CALENDAR).soft);
+        state.reserve(&limits, &Amount::default(), 0);
+        assert!(!state.settle(&limits, &Amount::default(), &Amount::default(), 0, &CALENDAR).soft, "told once");
         assert!(state.spent(&limits, &Amount::default(), &CALENDAR));
         // 125 of 100: 25 are owed the next day.
         let tomorrow = Calendar { day: 2, day_ends: 2 * CALENDAR.day_ends, ..CALENDAR };
-        assert!(state.check(&limits, &Amount { input: 76, output: 0, money: 0 }, 0, &tomorrow).is_err());
-        assert!(state.check(&limits, &Amount { input: 75, output: 0, money: 0 }, 0, &tomorrow).is_ok());
+        assert!(state.check(&limits, &Amount { input: 76, output: 0, money: 0, requests: 1 }, 0, &tomorrow).is_err());
+        assert!(state.check(&limits, &Amount { input: 75, output: 0, money: 0, requests: 1 }, 0, &tomorrow).is_ok());
     }
 
     #[test]
@@ -501,5 +660,98 @@ mod tests {
         assert_eq!(state.left(&new, Kind::Tokens, 0).unwrap().remaining, 100);
         assert_eq!(state.open(), 1);
         assert!(state.check(&new, &Amount { input: 101, ..Amount::default() }, 0, &CALENDAR).is_err());
+    }
+
+    #[test]
+    fn a_reservation_grows_only_into_what_is_there() {
+        let budget = Budget { kind: Kind::OutputTokens, amount: 100, period: Period::Day, soft_percent: 100 };
+        let rate = Rate { kind: Kind::Tokens, amount: 1000, window: 1000 };
+        let limits = Limits { concurrency: Some(1), rates: [rate].into(), budgets: [budget].into() };
+        let mut state = State::new(&limits);
+        let (first, more) = (Amount { output: 1, ..Amount::REQUEST }, Amount { output: 100, ..Amount::REQUEST });
+        assert!(admit(&mut state, &limits, &first, 0).is_ok());
+        assert_eq!(state.check_resize(&limits, &first, &more, 0, &CALENDAR), Ok(()), "its own place is no hindrance");
+        state.resize(&limits, &first, &more, 0);
+        let too_much = Amount { output: 101, ..more };
+        let refused = state.check_resize(&limits, &more, &too_much, 0, &CALENDAR).unwrap_err();
+        assert_eq!(refused.limit, Limit::Budget(Kind::OutputTokens, Period::Day));
+        assert_eq!(state.check_resize(&limits, &more, &first, 0, &CALENDAR), Ok(()));
+        state.resize(&limits, &more, &first, 0);
+        // More than the rate ever gives: its own part does not stand in its way.
+        let huge = Amount { input: 5000, ..first };
+        assert_eq!(state.check_resize(&limits, &first, &huge, 0, &CALENDAR), Ok(()));
+        assert_eq!(state.left(&limits, Kind::Tokens, 0).unwrap().remaining, 999);
+        state.settle(&limits, &first, &Amount::REQUEST, 0, &CALENDAR);
+        assert_eq!(state.left(&limits, Kind::Tokens, 0).unwrap().remaining, 1000);
+        assert_eq!(state.used_ratio(&limits, Class::Budget, 0), Some(0.0));
+    }
+
+    #[test]
+    fn reservations_never_drift_whatever_is_done_with_them() {
+        // Open streams, reserved tokens and budgets are back at the sum of what was used when all have ended.
+        let mut numbers = Numbers(23);
+        for _ in 0..100 {
+            let budget = Budget { kind: Kind::Tokens, amount: u64::MAX, period: Period::Month, soft_percent: 100 };
+            let rate = Rate { kind: Kind::InputTokens, amount: 1_000_000, window: 60 * SECOND };
+            let limits = Limits { concurrency: Some(64), rates: [rate].into(), budgets: [budget].into() };
+            let mut state = State::new(&limits);
+            let (mut open, mut used, mut now): (Vec<Amount>, u64, u64) = (Vec::new(), 0, 0);
+            for _ in 0..300 {
+                now += numbers.next(SECOND);
+                let amount =
+                    Amount { input: numbers.next(50_000), output: numbers.next(9000), ..Amount::REQUEST };
+                match numbers.next(3) {
+                    0 if admit(&mut state, &limits, &amount, now).is_ok() => open.push(amount),
+                    1 if !open.is_empty() => {
+                        let place = numbers.next(open.len() as u64) as usize;
+                        if state.check_resize(&limits, &open[place], &amount, now, &CALENDAR).is_ok() {
+                            state.resize(&limits, &open[place], &amount, now);
+                            open[place] = amount;
+                        }
+                    }
+                    2 if !open.is_empty() => {
+                        let reserved = open.swap_remove(numbers.next(open.len() as u64) as usize);
+                        state.settle(&limits, &reserved, &amount, now, &CALENDAR);
+                        used += amount.input + amount.output;
+                    }
+                    _ => {}
+                }
+                assert_eq!(state.open() as usize, open.len());
+                let held: u64 = open.iter().map(|amount| amount.input + amount.output).sum();
+                assert_eq!((state.budgets[0].used, state.budgets[0].reserved), (used, held));
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_over_midnight_settles_into_the_new_day() {
+        let budget = Budget { kind: Kind::Tokens, amount: 100, period: Period::Day, soft_percent: 100 };
+        let limits = Limits { budgets: [budget].into(), ..Limits::default() };
+        let mut state = State::new(&limits);
+        let amount = Amount { input: 60, ..Amount::REQUEST };
+        let tomorrow = Calendar { day: 2, day_ends: 2 * CALENDAR.day_ends, ..CALENDAR };
+        for calendar in [CALENDAR, tomorrow] {
+            state.check(&limits, &Amount::REQUEST, 0, &calendar).unwrap();
+            state.reserve(&limits, &amount, 0);
+        }
+        // The one that began yesterday brings yesterday's calendar.
+        state.settle(&limits, &amount, &amount, 0, &CALENDAR);
+        assert_eq!(state.budgets[0].period, 2);
+        state.settle(&limits, &amount, &amount, 0, &tomorrow);
+        assert!(state.check(&limits, &Amount::REQUEST, 0, &tomorrow).is_err(), "120 of 100");
+    }
+
+    #[test]
+    fn what_was_used_before_a_restart_is_used() {
+        let budget = |period| Budget { kind: Kind::Money, amount: 100, period, soft_percent: 50 };
+        let limits = Limits { budgets: [budget(Period::Day), budget(Period::Month)].into(), ..Limits::default() };
+        let mut state = State::new(&limits);
+        let money = |money| Amount { money, ..Amount::default() };
+        state.restore(&limits, &money(10), &money(95), &CALENDAR);
+        assert!(state.check(&limits, &money(5), 0, &CALENDAR).is_ok());
+        let refused = state.check(&limits, &money(6), 0, &CALENDAR).unwrap_err();
+        assert_eq!(refused.limit, Limit::Budget(Kind::Money, Period::Month));
+        state.reserve(&limits, &money(0), 0);
+        assert!(!state.settle(&limits, &money(0), &money(1), 0, &CALENDAR).soft, "that of the month was told before");
     }
 }

@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use dashmap::DashMap;
 
 use crate::limits::Amount;
 use crate::limits::Calendar;
+use crate::limits::Class;
 use crate::limits::Exceeded;
 use crate::limits::Kind;
 use crate::limits::Left;
 use crate::limits::Limits;
+use crate::limits::Settled;
 use crate::limits::State;
 
 /// Whose limits. A request is counted against at most one of each, and they are locked in this order.
@@ -37,6 +41,10 @@ const CALLERS_MAX: usize = 100_000;
 /// One of whom there are limits for.
 pub(crate) struct Subject {
     scope: Scope,
+    /// `None`: a caller in pass-through.
+    name: Option<Arc<str>>,
+    /// A key that has been revoked: its open streams may be cut for it.
+    closed: AtomicBool,
     account: Mutex<Account>,
 }
 
@@ -45,34 +53,40 @@ struct Account {
     state: State,
 }
 
+/// At most one of each scope, in the order of their locks.
+pub(crate) type Subjects = [Option<Arc<Subject>>; SCOPES];
+
 /// Everybody who is limited.
 #[derive(Default)]
 pub(crate) struct Ledger {
     /// By names of the configuration and of the file of keys.
-    named: DashMap<(Scope, Box<str>), Arc<Subject>>,
+    named: DashMap<(Scope, Arc<str>), Arc<Subject>>,
     /// By a hash of their credential that only this process can make.
     callers: DashMap<(u64, u64), Arc<Subject>>,
 }
 
 /// Why a request is not admitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Refused {
+pub(crate) struct Exhausted {
     pub(crate) scope: Scope,
     pub(crate) exceeded: Exceeded,
 }
 
-/// Places and tokens that a request has taken. Dropped without [`Reservation::settle`]: nothing was used.
+/// Places and tokens that a request has taken. Dropped without [`Reservation::settle`]: the request counts, and nothing
+/// else of it.
 pub(crate) struct Reservation {
-    subjects: [Option<Arc<Subject>>; SCOPES],
+    subjects: Subjects,
     reserved: Amount,
-    used: Amount,
+    /// The latest moment that it knows.
+    now: u64,
     calendar: Calendar,
+    settled: bool,
 }
 
 impl Subject {
-    fn new(scope: Scope, limits: Arc<Limits>) -> Arc<Self> {
+    fn new(scope: Scope, name: Option<Arc<str>>, limits: Arc<Limits>) -> Arc<Self> {
         let state = State::new(&limits);
-        Arc::new(Self { scope, account: Mutex::new(Account { limits, state }) })
+        Arc::new(Self { scope, name, closed: AtomicBool::new(false), account: Mutex::new(Account { limits, state }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Account> {
@@ -89,35 +103,89 @@ impl Subject {
         account.limits = limits.clone();
     }
 
+    /// What was used before this process began.
+    pub(crate) fn restore(&self, day: &Amount, month: &Amount, calendar: &Calendar) {
+        let mut account = self.lock();
+        let Account { limits, state } = &mut *account;
+        state.restore(limits, day, month, calendar);
+    }
+
+    /// Whose it is.
+    pub(crate) fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Its name in the configuration or the file of keys.
+    pub(crate) fn name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
+    }
+
     /// What is left of a kind, for an API's own headers.
     pub(crate) fn left(&self, kind: Kind, now: u64) -> Option<Left> {
         let account = self.lock();
         account.state.left(&account.limits, kind, now)
     }
 
+    /// How much of a class of limits is taken.
+    pub(crate) fn used_ratio(&self, class: Class, now: u64) -> Option<f64> {
+        let account = self.lock();
+        account.state.used_ratio(&account.limits, class, now)
+    }
+
+    /// Whether it has limits of a class.
+    pub(crate) fn has(&self, class: Class) -> bool {
+        self.lock().limits.has(class)
+    }
+
     /// Streams that run.
     pub(crate) fn open(&self) -> u32 {
         self.lock().state.open()
     }
+
+    /// Whether the key has been revoked.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// The key is revoked, or is not any more.
+    pub(crate) fn close(&self, closed: bool) {
+        self.closed.store(closed, Relaxed);
+    }
 }
 
 impl Ledger {
-    /// The subject of this name, with these limits from now on. Called when a configuration is loaded.
-    pub(crate) fn subject(&self, scope: Scope, name: &str, limits: &Arc<Limits>, now: u64) -> Arc<Subject> {
-        let entry = self.named.entry((scope, name.into())).or_insert_with(|| Subject::new(scope, limits.clone()));
+    /// The subject of this name, with these limits from now on. Called when a configuration or a file of keys is loaded.
+    pub(crate) fn subject(&self, scope: Scope, name: &Arc<str>, limits: &Arc<Limits>, now: u64) -> Arc<Subject> {
+        let entry = self.named.entry((scope, name.clone()));
+        let entry = entry.or_insert_with(|| Subject::new(scope, Some(name.clone()), limits.clone()));
         let subject = entry.clone();
         drop(entry);
         subject.limit(limits, now);
         subject
     }
 
+    /// Every subject that has a name.
+    pub(crate) fn each_named(&self, mut see: impl FnMut(&Arc<Subject>)) {
+        self.named.iter().for_each(|entry| see(entry.value()));
+    }
+
+    /// Forgets the names of which nobody speaks any more and who have nothing open.
+    pub(crate) fn forget_unused(&self) {
+        self.named.retain(|_, subject| Arc::strong_count(subject) > 1);
+    }
+
     /// The caller whose credential has this hash.
-    pub(crate) fn caller(&self, hash: (u64, u64), limits: &Arc<Limits>) -> Arc<Subject> {
+    pub(crate) fn caller(&self, hash: (u64, u64), limits: &Arc<Limits>, now: u64) -> Arc<Subject> {
         if let Some(known) = self.callers.get(&hash) {
-            return known.clone();
+            let subject = known.clone();
+            drop(known);
+            if !Arc::ptr_eq(&subject.lock().limits, limits) {
+                subject.limit(limits, now);
+            }
+            return subject;
         }
         let hash = if self.callers.len() >= CALLERS_MAX { (0, 0) } else { hash };
-        self.callers.entry(hash).or_insert_with(|| Subject::new(Scope::Key, limits.clone())).clone()
+        self.callers.entry(hash).or_insert_with(|| Subject::new(Scope::Key, None, limits.clone())).clone()
     }
 
     /// Forgets callers who have nothing open and nothing taken. Once a minute.
@@ -130,56 +198,92 @@ impl Ledger {
     }
 
     /// Callers that are remembered.
+    #[cfg(test)]
     pub(crate) fn callers(&self) -> usize {
         self.callers.len()
     }
 }
 
-/// Takes what a request may use from all of `subjects`, or nothing from any.
+/// Locks all of `subjects`, in their order.
+fn lock_all(subjects: &Subjects) -> [Option<MutexGuard<'_, Account>>; SCOPES] {
+    std::array::from_fn(|place| subjects[place].as_ref().map(|subject| subject.lock()))
+}
+
+/// The refusal that holds longest, if anybody refuses.
+fn worst(
+    subjects: &Subjects,
+    accounts: &mut [Option<MutexGuard<'_, Account>>; SCOPES],
+    mut check: impl FnMut(&Limits, &mut State) -> Result<(), Exceeded>,
+) -> Result<(), Exhausted> {
+    let mut worst: Option<Exhausted> = None;
+    for (subject, account) in subjects.iter().zip(accounts) {
+        let (Some(subject), Some(account)) = (subject, account) else { continue };
+        let Account { limits, state } = &mut **account;
+        if let Err(exceeded) = check(limits, state) {
+            let rank = |exceeded: &Exceeded| (exceeded.never, exceeded.retry_after.unwrap_or(0));
+            if worst.as_ref().is_none_or(|known| rank(&exceeded) > rank(&known.exceeded)) {
+                worst = Some(Exhausted { scope: subject.scope, exceeded });
+            }
+        }
+    }
+    worst.map_or(Ok(()), Err)
+}
+
+/// Takes what a request may use from all of `subjects`, or nothing from any. On an error they are given back.
 ///
 /// # Errors
 /// The limit that holds longest.
 pub(crate) fn admit(
-    subjects: [Option<Arc<Subject>>; SCOPES],
+    subjects: Subjects,
     wanted: Amount,
     now: u64,
     calendar: Calendar,
-) -> Result<Reservation, Refused> {
+) -> Result<Reservation, (Exhausted, Subjects)> {
     debug_assert!(subjects.iter().flatten().is_sorted_by(|one, other| one.scope < other.scope), "one order of locks");
-    {
-        let mut accounts: [Option<MutexGuard<'_, Account>>; SCOPES] =
-            std::array::from_fn(|place| subjects[place].as_ref().map(|subject| subject.lock()));
-        let mut worst: Option<Refused> = None;
-        for (subject, account) in subjects.iter().zip(&mut accounts) {
-            let (Some(subject), Some(account)) = (subject, account) else { continue };
-            let Account { limits, state } = &mut **account;
-            if let Err(exceeded) = state.check(limits, &wanted, now, &calendar) {
-                let rank = |exceeded: &Exceeded| (exceeded.never, exceeded.retry_after.unwrap_or(0));
-                if worst.as_ref().is_none_or(|known| rank(&exceeded) > rank(&known.exceeded)) {
-                    worst = Some(Refused { scope: subject.scope, exceeded });
-                }
+    let checked = {
+        let mut accounts = lock_all(&subjects);
+        let checked = worst(&subjects, &mut accounts, |limits, state| state.check(limits, &wanted, now, &calendar));
+        if checked.is_ok() {
+            for account in accounts.iter_mut().flatten() {
+                let Account { limits, state } = &mut **account;
+                state.reserve(limits, &wanted, now);
             }
         }
-        if let Some(refused) = worst {
-            return Err(refused);
-        }
-        for account in accounts.iter_mut().flatten() {
-            let Account { limits, state } = &mut **account;
-            state.reserve(limits, &wanted, now);
-        }
+        checked
+    };
+    match checked {
+        Ok(()) => Ok(Reservation { subjects, reserved: wanted, now, calendar, settled: false }),
+        Err(exhausted) => Err((exhausted, subjects)),
     }
-    Ok(Reservation { subjects, reserved: wanted, used: Amount::default(), calendar })
 }
 
 impl Reservation {
-    /// What was reserved.
+    /// What is reserved.
     pub(crate) fn reserved(&self) -> Amount {
         self.reserved
     }
 
-    /// Says what was used. The last word counts; the drop writes it down.
-    pub(crate) fn settle(&mut self, used: Amount) {
-        self.used = used;
+    /// Who is limited.
+    pub(crate) fn subjects(&self) -> &Subjects {
+        &self.subjects
+    }
+
+    /// Reserves `wanted` instead of what is reserved, or changes nothing.
+    ///
+    /// # Errors
+    /// The limit that holds longest.
+    pub(crate) fn resize(&mut self, wanted: Amount, now: u64) -> Result<(), Exhausted> {
+        let (old, calendar) = (self.reserved, self.calendar);
+        let mut accounts = lock_all(&self.subjects);
+        worst(&self.subjects, &mut accounts, |limits, state| state.check_resize(limits, &old, &wanted, now, &calendar))?;
+        for account in accounts.iter_mut().flatten() {
+            let Account { limits, state } = &mut **account;
+            state.resize(limits, &old, &wanted, now);
+        }
+        drop(accounts);
+        self.reserved = wanted;
+        self.now = now;
+        Ok(())
     }
 
     /// Whether a budget does not reach for what a stream has used so far.
@@ -190,15 +294,32 @@ impl Reservation {
             state.spent(limits, so_far, &self.calendar)
         })
     }
+
+    /// Whether the key has been revoked.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.subjects[0].as_ref().is_some_and(|subject| subject.is_closed())
+    }
+
+    /// Writes down what was used and gives the places back. `told` hears of each subject what became of it. Once.
+    pub(crate) fn settle(&mut self, used: Amount, now: u64, mut told: impl FnMut(&Subject, Settled)) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        for subject in self.subjects.iter().flatten() {
+            let settled = {
+                let mut account = subject.lock();
+                let Account { limits, state } = &mut *account;
+                state.settle(limits, &self.reserved, &used, now, &self.calendar)
+            };
+            told(subject, settled);
+        }
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        for subject in self.subjects.iter().flatten() {
-            let mut account = subject.lock();
-            let Account { limits, state } = &mut *account;
-            state.settle(limits, &self.reserved, &self.used, &self.calendar);
-        }
+        let used = Amount { requests: self.reserved.requests, ..Amount::default() };
+        self.settle(used, self.now, |_, _| {});
     }
 }
 
@@ -224,8 +345,8 @@ mod tests {
     fn a_burst_never_passes_a_limit_below_it() {
         let ledger = Ledger::default();
         for (places, budget, passing) in [(7, 1_000_000, 7), (1000, 550, 5), (1000, 1_000_000, 64)] {
-            let key = ledger.subject(Scope::Key, "k", &limits(1000, 1_000_000), 0);
-            let account = ledger.subject(Scope::Account, &format!("{places} {budget}"), &limits(places, budget), 0);
+            let key = ledger.subject(Scope::Key, &"k".into(), &limits(1000, 1_000_000), 0);
+            let account = ledger.subject(Scope::Account, &format!("{places} {budget}").into(), &limits(places, budget), 0);
             let passed: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..64)
                     .map(|_| {
@@ -247,11 +368,11 @@ mod tests {
     #[test]
     fn what_one_scope_refuses_no_other_counts() {
         let ledger = Ledger::default();
-        let key = ledger.subject(Scope::Key, "k", &limits(10, 1000), 0);
-        let upstream = ledger.subject(Scope::Upstream, "u", &limits(10, 50), 0);
+        let key = ledger.subject(Scope::Key, &"k".into(), &limits(10, 1000), 0);
+        let upstream = ledger.subject(Scope::Upstream, &"u".into(), &limits(10, 50), 0);
         let refused = admit([Some(key.clone()), None, Some(upstream)], tokens(40), 0, CALENDAR).ok().map(|first| {
             let subjects = [Some(key.clone()), None, first.subjects[2].clone()];
-            admit(subjects, tokens(40), 0, CALENDAR).err().expect("80 of 50")
+            admit(subjects, tokens(40), 0, CALENDAR).err().expect("80 of 50").0
         });
         let refused = refused.expect("40 of 50");
         assert_eq!((refused.scope, refused.exceeded.limit), (Scope::Upstream, Limit::Rate(Kind::Tokens)));
@@ -262,10 +383,10 @@ mod tests {
     #[test]
     fn what_was_used_is_written_down_once_and_may_be_more() {
         let ledger = Ledger::default();
-        let key = ledger.subject(Scope::Key, "k", &limits(10, 1000), 0);
+        let key = ledger.subject(Scope::Key, &"k".into(), &limits(10, 1000), 0);
         let mut reservation = admit([Some(key.clone()), None, None], tokens(100), 0, CALENDAR).ok().unwrap();
-        reservation.settle(tokens(5));
-        reservation.settle(tokens(1500));
+        reservation.settle(tokens(1500), 0, |_, settled| assert_eq!(settled.overrun, 1400));
+        reservation.settle(tokens(5), 0, |_, _| panic!("settled twice"));
         drop(reservation);
         assert_eq!(key.left(Kind::Tokens, 0).unwrap().remaining, 0);
         assert!(admit([Some(key.clone()), None, None], tokens(1), 30 * SECOND, CALENDAR).is_err());
@@ -275,12 +396,12 @@ mod tests {
     #[test]
     fn a_reload_keeps_what_was_used() {
         let ledger = Ledger::default();
-        let key = ledger.subject(Scope::Key, "k", &limits(10, 1000), 0);
+        let key = ledger.subject(Scope::Key, &"k".into(), &limits(10, 1000), 0);
         let mut reservation = admit([Some(key), None, None], tokens(0), 0, CALENDAR).ok().unwrap();
-        reservation.settle(tokens(900));
-        let again = ledger.subject(Scope::Key, "k", &limits(1, 1000), 0);
+        let again = ledger.subject(Scope::Key, &"k".into(), &limits(1, 1000), 0);
         assert_eq!(again.open(), 1);
         assert!(admit([Some(again.clone()), None, None], tokens(0), 0, CALENDAR).is_err());
+        reservation.settle(tokens(900), 0, |_, _| {});
         drop(reservation);
         assert_eq!(again.left(Kind::Tokens, 0).unwrap().remaining, 100);
     }
@@ -290,14 +411,14 @@ mod tests {
         let ledger = Ledger::default();
         let limits = limits(1, 100);
         for number in 0..CALLERS_MAX as u64 + 100 {
-            ledger.caller((number, 1), &limits);
+            ledger.caller((number, 1), &limits, 0);
         }
         assert_eq!(ledger.callers(), CALLERS_MAX + 1);
-        let busy = ledger.caller((5, 1), &limits);
+        let busy = ledger.caller((5, 1), &limits, 0);
         let mut reservation = admit([Some(busy), None, None], tokens(1), 0, CALENDAR).ok().unwrap();
         ledger.sweep(0);
         assert_eq!(ledger.callers(), 1);
-        reservation.settle(tokens(50));
+        reservation.settle(tokens(50), 0, |_, _| {});
         drop(reservation);
         // Half of the minute's tokens are taken: they come back within 30 s.
         ledger.sweep(29 * SECOND);
