@@ -263,7 +263,7 @@ impl State {
     }
 
     /// Whether `amount` fits into rates and budgets for a request that has `own` already. What does not grow is not looked
-    /// at.
+    /// at; nor is what costs nothing.
     fn fits(
         &mut self,
         limits: &Limits,
@@ -279,10 +279,9 @@ impl State {
                 worst = Some(found);
             }
         };
-        let fresh = *own == Amount::default();
         for (rate, arrival) in limits.rates.iter().zip(&self.arrival) {
             let (has, wants) = (own.of(rate.kind), amount.of(rate.kind));
-            if wants <= has && !fresh {
+            if wants <= has {
                 continue;
             }
             let cost = rate.cost(wants);
@@ -300,7 +299,7 @@ impl State {
         for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
             spent.roll(budget, calendar);
             let (has, wants) = (own.of(budget.kind), amount.of(budget.kind));
-            if wants <= has && !fresh {
+            if wants <= has {
                 continue;
             }
             let others = spent.used.saturating_add(spent.reserved.saturating_sub(has));
@@ -415,9 +414,7 @@ impl State {
                 .budgets
                 .iter()
                 .zip(&self.budgets)
-                .map(|(budget, spent)| {
-                    ratio(u128::from(spent.used) + u128::from(spent.reserved), budget.amount.into())
-                })
+                .map(|(budget, spent)| ratio(u128::from(spent.used) + u128::from(spent.reserved), budget.amount.into()))
                 .reduce(f64::max),
         }
     }
@@ -611,7 +608,8 @@ mod tests {
         assert!(!state.settle(&limits, &ten, &used, 0, &CALENDAR).soft);
         assert_eq!(state.open(), 1);
         // 75 used, 10 reserved.
-        let refused = state.check(&limits, &Amount { input: 16, output: 0, money: 0, requests: 1 }, 0, &CALENDAR).unwrap_err();
+        let refused =
+            state.check(&limits, &Amount { input: 16, output: 0, money: 0, requests: 1 }, 0, &CALENDAR).unwrap_err();
         assert_eq!(refused.retry_after, Some(CALENDAR.day_ends));
         assert!(state.check(&limits, &Amount { input: 15, output: 0, money: 0, requests: 1 }, 0, &CALENDAR).is_ok());
         let used = Amount { input: 50, output: 0, money: 0, requests: 1 };
@@ -698,8 +696,7 @@ mod tests {
             let (mut open, mut used, mut now): (Vec<Amount>, u64, u64) = (Vec::new(), 0, 0);
             for _ in 0..300 {
                 now += numbers.next(SECOND);
-                let amount =
-                    Amount { input: numbers.next(50_000), output: numbers.next(9000), ..Amount::REQUEST };
+                let amount = Amount { input: numbers.next(50_000), output: numbers.next(9000), ..Amount::REQUEST };
                 match numbers.next(3) {
                     0 if admit(&mut state, &limits, &amount, now).is_ok() => open.push(amount),
                     1 if !open.is_empty() => {
@@ -738,7 +735,8 @@ mod tests {
         state.settle(&limits, &amount, &amount, 0, &CALENDAR);
         assert_eq!(state.budgets[0].period, 2);
         state.settle(&limits, &amount, &amount, 0, &tomorrow);
-        assert!(state.check(&limits, &Amount::REQUEST, 0, &tomorrow).is_err(), "120 of 100");
+        assert!(state.check(&limits, &Amount { input: 1, ..Amount::REQUEST }, 0, &tomorrow).is_err(), "120 of 100");
+        assert!(state.check(&limits, &Amount::REQUEST, 0, &tomorrow).is_ok(), "what costs no tokens needs none");
     }
 
     #[test]

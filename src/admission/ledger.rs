@@ -275,7 +275,9 @@ impl Reservation {
     pub(crate) fn resize(&mut self, wanted: Amount, now: u64) -> Result<(), Exhausted> {
         let (old, calendar) = (self.reserved, self.calendar);
         let mut accounts = lock_all(&self.subjects);
-        worst(&self.subjects, &mut accounts, |limits, state| state.check_resize(limits, &old, &wanted, now, &calendar))?;
+        worst(&self.subjects, &mut accounts, |limits, state| {
+            state.check_resize(limits, &old, &wanted, now, &calendar)
+        })?;
         for account in accounts.iter_mut().flatten() {
             let Account { limits, state } = &mut **account;
             state.resize(limits, &old, &wanted, now);
@@ -325,9 +327,9 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::limits::Limit;
     use crate::limits::Rate;
-    use super::*;
 
     const SECOND: u64 = 1_000_000_000;
     const CALENDAR: Calendar = Calendar { day: 1, month: 1, day_ends: u64::MAX, month_ends: u64::MAX };
@@ -346,7 +348,8 @@ mod tests {
         let ledger = Ledger::default();
         for (places, budget, passing) in [(7, 1_000_000, 7), (1000, 550, 5), (1000, 1_000_000, 64)] {
             let key = ledger.subject(Scope::Key, &"k".into(), &limits(1000, 1_000_000), 0);
-            let account = ledger.subject(Scope::Account, &format!("{places} {budget}").into(), &limits(places, budget), 0);
+            let account =
+                ledger.subject(Scope::Account, &format!("{places} {budget}").into(), &limits(places, budget), 0);
             let passed: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..64)
                     .map(|_| {
