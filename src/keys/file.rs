@@ -48,6 +48,10 @@ pub(crate) struct Record {
     pub(crate) upstreams: Vec<String>,
     /// Patterns; empty: all that the upstream allows.
     pub(crate) models: Vec<String>,
+    /// Names of retention rules that are relaxed for it.
+    pub(crate) allow: Vec<String>,
+    /// `ask` or `leave`: whether usage is asked for in its streams, whatever the upstream says.
+    pub(crate) usage: Option<String>,
     pub(crate) created: Option<Timestamp>,
     pub(crate) expires: Option<Timestamp>,
     pub(crate) revoked: Option<Timestamp>,
@@ -106,6 +110,11 @@ impl From<std::io::Error> for FileFault {
 }
 
 impl Record {
+    /// Whether it can be used at `unix`, seconds since 1970.
+    pub(crate) fn is_active(&self, unix: i64) -> bool {
+        self.revoked.is_none() && self.expires.is_none_or(|time| time.as_second() > unix)
+    }
+
     /// Reads one line.
     fn parse(line: &[u8]) -> Result<Self, Line> {
         let Ok(Value::Object(members)) = serde_json::from_slice(line) else { return Err(Line::NotJson) };
@@ -123,6 +132,11 @@ impl Record {
             },
             upstreams: members.list("upstreams", is_name)?,
             models: members.list("models", is_pattern)?,
+            allow: members.list("allow", is_name)?,
+            usage: match members.text("usage")? {
+                Some(word) if word != "ask" && word != "leave" => return Err(Line::Value("usage")),
+                word => word,
+            },
             created: members.time("created")?,
             expires: members.time("expires")?,
             revoked: members.time("revoked")?,
@@ -153,6 +167,8 @@ impl Record {
         put("track", Some(track.into()));
         put("upstreams", list(&self.upstreams));
         put("models", list(&self.models));
+        put("allow", list(&self.allow));
+        put("usage", self.usage.as_deref().map(Value::from));
         put("created", time(self.created));
         put("expires", time(self.expires));
         put("revoked", time(self.revoked));

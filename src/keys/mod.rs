@@ -15,3 +15,5 @@ pub(crate) use text::HashKey;
 pub(crate) use text::generate;
 pub(crate) use text::is_key;
 pub(crate) use text::random_name;
+pub(crate) use table::KeyFault;
+pub(crate) use table::Keyring;

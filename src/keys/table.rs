@@ -1,5 +1,7 @@
 //! The table that a request's key is looked up in: made once for each version of the file, never changed.
 
+use std::sync::Arc;
+
 use aws_lc_rs::constant_time;
 
 use super::file::Record;
@@ -19,7 +21,7 @@ pub(crate) enum KeyFault {
 
 /// All keys of a file. About 40 bytes a key beside what the caller keeps for each.
 pub(crate) struct Keyring<E> {
-    hash_key: HashKey,
+    hash_key: Arc<HashKey>,
     /// Open addressing: places in `entries`, plus one; 0 is free. A power of two, at most half full.
     slots: Box<[u32]>,
     entries: Box<[Entry<E>]>,
@@ -41,7 +43,7 @@ impl<E> Keyring<E> {
     /// # Errors
     /// The first fault of `grant`.
     pub(crate) fn new<F>(
-        hash_key: HashKey,
+        hash_key: Arc<HashKey>,
         records: Vec<Record>,
         mut grant: impl FnMut(&Record) -> Result<E, F>,
     ) -> Result<Self, F> {
@@ -96,6 +98,11 @@ impl<E> Keyring<E> {
         Ok(&entry.grant)
     }
 
+    /// What each key grants, also those that are revoked.
+    pub(crate) fn grants(&self) -> impl Iterator<Item = &E> {
+        self.entries.iter().map(|entry| &entry.grant)
+    }
+
     /// Keys that could be used at `now`, and all others.
     pub(crate) fn count(&self, now: i64) -> (usize, usize) {
         let active = self.entries.iter().filter(|entry| !entry.revoked && entry.expires > now).count();
@@ -116,8 +123,8 @@ mod tests {
     use crate::keys::file::Track;
     use crate::keys::text::generate;
 
-    fn hash_key() -> HashKey {
-        HashKey::new(&Secret::new(vec![b'x'; 32])).unwrap()
+    fn hash_key() -> Arc<HashKey> {
+        Arc::new(HashKey::new(&Secret::new(vec![b'x'; 32])).unwrap())
     }
 
     fn record(text: &str, expires: Option<i64>, revoked: bool) -> Record {
@@ -131,6 +138,8 @@ mod tests {
             track: Track::Managed,
             upstreams: Vec::new(),
             models: Vec::new(),
+            allow: Vec::new(),
+            usage: None,
             created: None,
             expires: expires.map(time),
             revoked: revoked.then(|| time(5)),

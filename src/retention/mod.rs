@@ -133,6 +133,17 @@ impl Policy {
         Self { usage, ..self.clone() }
     }
 
+    /// This policy for a key that has a list of models of its own, relaxes rules, or has its own word on usage.
+    #[must_use]
+    pub(crate) fn narrowed(&self, models: &Models, relaxed: &[Rule], usage: Option<Usage>) -> Self {
+        Self {
+            rules: relaxed.iter().copied().fold(self.rules, RuleSet::without),
+            usage: usage.unwrap_or(self.usage),
+            models: self.models.and(models),
+            vendor: self.vendor,
+        }
+    }
+
     /// Looks at a request's head: method, upstream's own path and query. `Ok(None)`: the body needs no reading.
     /// Takes off `headers` what must not go on, and what no longer describes the body.
     ///

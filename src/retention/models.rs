@@ -5,27 +5,34 @@ use std::sync::Arc;
 /// The longest pattern.
 pub(crate) const PATTERN_BYTES_MAX: usize = 96;
 
-/// Patterns of names that are allowed; `*` stands for any letters. No list: every name.
+/// Patterns of names that are allowed; `*` stands for any letters. No list: every name. Of two lists, an upstream's and a
+/// key's, both must allow it.
 #[derive(Clone, Default)]
-pub(crate) struct Models(Option<Arc<[Box<[u8]>]>>);
+pub(crate) struct Models([Option<Arc<[Box<[u8]>]>>; 2]);
 
 impl Models {
     /// Names that match one of `patterns`. None of them: no list.
     pub(crate) fn matching(patterns: &[String]) -> Self {
         let patterns: Vec<Box<[u8]>> = patterns.iter().map(|pattern| pattern.as_bytes().into()).collect();
-        Self((!patterns.is_empty()).then(|| patterns.into()))
+        Self([(!patterns.is_empty()).then(|| patterns.into()), None])
+    }
+
+    /// What this one and `other`, of one list, allow both.
+    #[must_use]
+    pub(crate) fn and(&self, other: &Self) -> Self {
+        Self([self.0[0].clone(), other.0[0].clone()])
     }
 
     /// Whether every name is allowed.
     pub(super) fn is_any(&self) -> bool {
-        self.0.is_none()
+        self.0.iter().all(Option::is_none)
     }
 
     /// Whether `name` is allowed; `whole` says that it is all of the name. Google's names may begin with `models/`.
     pub(super) fn allows(&self, name: &[u8], whole: bool) -> bool {
-        let Some(patterns) = &self.0 else { return true };
         let name = name.strip_prefix(b"models/").unwrap_or(name);
-        whole && patterns.iter().any(|pattern| matches(pattern, name))
+        let mut lists = self.0.iter().flatten();
+        lists.all(|patterns| whole && patterns.iter().any(|pattern| matches(pattern, name)))
     }
 }
 
@@ -83,6 +90,9 @@ mod tests {
         }
         assert!(Models::default().allows(b"anything", false));
         let list = Models::matching(&["a".to_owned(), "b*".to_owned()]);
+        let both = list.and(&Models::matching(&["b*".to_owned()]));
+        assert!(both.allows(b"bc", true) && !both.allows(b"a", true));
+        assert!(list.and(&Models::default()).allows(b"a", true));
         assert!(list.allows(b"bc", true) && !list.allows(b"bc", false) && !list.allows(b"c", true));
     }
 }

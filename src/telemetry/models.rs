@@ -24,6 +24,11 @@ pub(crate) struct ModelId(pub(super) u8);
 impl ModelId {
     /// `other` of every table.
     pub(crate) const OTHER: Self = Self(0);
+
+    /// Its place among the labels.
+    pub(crate) fn place(self) -> usize {
+        usize::from(self.0)
+    }
 }
 
 /// The labels of one configuration.
@@ -78,8 +83,14 @@ impl ModelTable {
         self.patterns.iter().find(|(pattern, _)| fits(pattern)).map_or(ModelId::OTHER, |(_, id)| *id)
     }
 
+    /// The id of a label, or of a configured pattern, which is one.
+    pub(crate) fn id(&self, label: &str) -> Option<ModelId> {
+        let place = self.labels.iter().position(|known| **known == *label)?;
+        u8::try_from(place).ok().map(ModelId)
+    }
+
     /// How many labels there are.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.labels.len()
     }
 
