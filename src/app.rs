@@ -3,6 +3,7 @@
 //! One thread a worker, each with its own runtime, accept sockets and upstream pools; a request
 //! stays where it was accepted. The control side runs on the thread that calls [`Bound::run`].
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +28,12 @@ use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use crate::admin;
+use crate::admission;
+use crate::admission::Admission;
+use crate::admission::Clock;
+use crate::admission::Keys;
+use crate::admission::KeysFault;
+use crate::admission::Shared;
 use crate::config;
 use crate::config::Config;
 use crate::drain;
@@ -104,6 +111,8 @@ pub(crate) enum StartFault {
     Environment {
         variable: &'static str,
     },
+    /// The file of keys.
+    Keys(KeysFault),
     /// `[memory] lock = "required"`, and it cannot be had.
     Memory(NotLocked),
     Names,
@@ -143,6 +152,7 @@ impl fmt::Display for StartFault {
                 "the environment variable {variable} is set: it brings in code or writes files that nullhop does not answer \
                  for; unset it"
             ),
+            Self::Keys(fault) => write!(f, "the file of keys is not taken: {fault}"),
             Self::Memory(NotLocked { limit }) => {
                 f.write_str("[memory] lock is \"required\", and memory cannot be locked")?;
                 if let Some(bytes) = limit {
@@ -176,6 +186,9 @@ pub(crate) type Reload = Box<dyn Fn() -> Result<Arc<Config>, usize>>;
 /// Everything of a configuration that workers share.
 struct Prepared {
     config: Arc<Config>,
+    admission: Arc<Admission>,
+    /// As the file of keys was when the configuration was loaded.
+    keys: Option<Arc<Keys>>,
     routes: Arc<Routes>,
     handles: Arc<Handles>,
     server_tls: Option<Arc<ServerTls>>,
@@ -216,8 +229,16 @@ struct Update {
     sockets: DoorSockets,
 }
 
+/// What a worker may be told.
+enum Message {
+    /// Another configuration is in force.
+    Update(Update),
+    /// The file of keys has changed; the configuration has not.
+    Keys(Option<Arc<Keys>>),
+}
+
 struct WorkerHandle {
-    updates: mpsc::Sender<Update>,
+    updates: mpsc::Sender<Message>,
 }
 
 /// A running nullhop.
@@ -251,6 +272,11 @@ struct Control {
     prepared: Arc<Prepared>,
     workers: Vec<WorkerHandle>,
     registry: Arc<Metrics>,
+    /// What limits count, over all configurations.
+    shared: Arc<Shared>,
+    /// The file of keys as it is in force.
+    keys: Option<Arc<Keys>>,
+    keys_seen: Option<FileState>,
     places: Arc<Places>,
     trigger: DrainTrigger,
     watcher: DrainWatcher,
@@ -326,7 +352,9 @@ pub(crate) fn start(
     raise_descriptor_limit();
     let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
-    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys)?);
+    let shared = Arc::new(Shared::default());
+    let keys_seen = FileState::of(&config);
+    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys, &shared)?);
     let (trigger, watcher) = drain::channel();
     let places = Places::new();
 
@@ -412,6 +440,9 @@ pub(crate) fn start(
             metrics,
             admin,
             drain_wanted: Rc::new(Notify::new()),
+            keys: prepared.keys.clone(),
+            keys_seen,
+            shared,
             prepared,
             workers,
             registry,
@@ -484,16 +515,22 @@ impl Control {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut overflow_told = false;
+        let mut keys_tick = tokio::time::interval(KEYS_EVERY);
+        keys_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = 0_u32;
         loop {
             tokio::select! {
                 _ = tick.tick() => {
                     heap::give_back();
+                    ticks = ticks.wrapping_add(1);
+                    self.show_admission(ticks.is_multiple_of(60));
                     if heap::overflowed() && !overflow_told {
                         overflow_told = true;
                         process.set_process_guard(ProcessGuard::SecretHeap, false);
                         log::emit(Event::HeapLimitReached);
                     }
                 }
+                _ = keys_tick.tick() => self.follow_keys().await,
                 _ = signals.hangup.recv() => {
                     systemd::notify(systemd::State::Reloading);
                     match reload() {
@@ -560,6 +597,42 @@ impl Control {
         usize::try_from(self.registry.requests_in_flight()).unwrap_or(0)
     }
 
+    /// What the metrics show of keys and limits; `sweep`: forgets who has been quiet, too.
+    fn show_admission(&self, sweep: bool) {
+        let now = admission::clock::nanos(Instant::now());
+        self.prepared.admission.show(self.keys.as_ref(), now, unix_now());
+        if sweep {
+            self.shared.sweep(now);
+        }
+    }
+
+    /// Takes the file of keys over if it has changed. One that is wrong is not taken: the keys that are in force stay.
+    async fn follow_keys(&mut self) {
+        let state = FileState::of(&self.prepared.config);
+        if state == self.keys_seen {
+            return;
+        }
+        self.keys_seen = state;
+        let now = admission::clock::nanos(Instant::now());
+        let loaded = Keys::load(&self.prepared.config, &self.shared.ledger, &self.registry, now, unix_now());
+        let process = self.prepared.handles.process();
+        process.keys_loaded(loaded.is_ok());
+        match loaded {
+            Ok(keys) => {
+                let keys = keys.map(Arc::new);
+                for worker in &self.workers {
+                    let _ = worker.updates.send(Message::Keys(keys.clone())).await;
+                }
+                self.keys = keys;
+                self.shared.close_absent(self.keys.as_ref());
+                self.show_admission(false);
+                let (active, revoked) = self.keys.as_ref().map_or((0, 0), |keys| keys.count(unix_now()));
+                log::emit(Event::KeysReloaded { active, revoked });
+            }
+            Err(fault) => log::emit(Event::KeysRefused { line: fault.line() }),
+        }
+    }
+
     fn serve_admin(&mut self) {
         let (watcher, drain_wanted) = (self.watcher.clone(), self.drain_wanted.clone());
         if let Some(side) = &mut self.admin {
@@ -598,14 +671,16 @@ impl Control {
         };
         let metrics = moved(ListenerKind::Metrics, &self.metrics, config.metrics.as_ref().map(|m| m.address))?;
         let admin = moved(ListenerKind::Admin, &self.admin, config.admin.as_ref().map(|a| a.address))?;
-        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys)?);
+        let keys_seen = FileState::of(&config);
+        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys, &self.shared)?);
+        (self.keys, self.keys_seen) = (prepared.keys.clone(), keys_seen);
 
         for address in opened {
             log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
         }
         self.doors = doors;
         for (worker, sockets) in self.workers.iter().zip(sockets) {
-            let _ = worker.updates.send(Update { prepared: prepared.clone(), sockets }).await;
+            let _ = worker.updates.send(Message::Update(Update { prepared: prepared.clone(), sockets })).await;
         }
         let old = std::mem::replace(&mut self.prepared, prepared);
         crate::init_log(&config);
@@ -663,8 +738,38 @@ fn open_sockets(
     Ok(actual)
 }
 
+/// How often the file of keys is looked at. With it and the time that workers need, a change holds within a second.
+const KEYS_EVERY: Duration = Duration::from_millis(400);
+
+/// What tells one version of a file from another.
+#[derive(PartialEq, Eq)]
+struct FileState {
+    modified: Option<SystemTime>,
+    len: u64,
+    inode: u64,
+}
+
+impl FileState {
+    /// Of the file of keys. `None`: there is none, or it cannot be seen.
+    fn of(config: &Config) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let found = std::fs::metadata(&config.keys.as_ref()?.file).ok()?;
+        Some(Self { modified: found.modified().ok(), len: found.len(), inode: found.ino() })
+    }
+}
+
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 impl Prepared {
-    fn new(config: Arc<Config>, registry: &Metrics, keys: &SessionKeys) -> Result<Self, StartFault> {
+    fn new(
+        config: Arc<Config>,
+        registry: &Metrics,
+        keys: &SessionKeys,
+        shared: &Arc<Shared>,
+    ) -> Result<Self, StartFault> {
         let now = SystemTime::now();
         let server_tls = match config.listeners.iter().any(|listener| listener.tls) {
             true => {
@@ -726,20 +831,33 @@ impl Prepared {
             certificates,
             config.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream.provider)),
         )
+        .and_then(|names| {
+            let keys = config.upstreams.iter().map(|upstream| upstream.keys.iter().map(|key| key.name.as_str()));
+            names.with_provider_keys(keys)
+        })
         .map_err(|_| StartFault::Names)?
-        .with_models(ModelTable::new(config.models.iter().map(String::as_str)));
+        // What has a price has a label, and comes first: a wider pattern of the metrics must not swallow it.
+        .with_models(ModelTable::new(
+            config.prices.iter().flat_map(|price| &price.models).chain(&config.models).map(String::as_str),
+        ));
+        let limits_now = admission::clock::nanos(Instant::now());
+        let keys = Keys::load(&config, &shared.ledger, registry, limits_now, unix_now()).map_err(StartFault::Keys)?;
+        let keys = keys.map(Arc::new);
         let handles = Arc::new(registry.bind(&names));
+        let admission = Arc::new(Admission::new(&config, shared, &handles, limits_now));
         for (place, upstream) in config.upstreams.iter().enumerate() {
             for rule in Rule::ALL {
                 handles.upstream(upstream_id(place)).set_relaxed(*rule, !upstream.policy.rules.has(*rule));
             }
         }
         let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
-        Ok(Self { config, routes, handles, server_tls, plans, client_tls, down })
+        shared.close_absent(keys.as_ref());
+        admission.show(keys.as_ref(), limits_now, unix_now());
+        Ok(Self { config, admission, keys, routes, handles, server_tls, plans, client_tls, down })
     }
 
     /// This configuration for one worker.
-    fn snapshot(&self) -> Rc<Snapshot> {
+    fn snapshot(&self, lag: &Rc<Cell<Duration>>) -> Rc<Snapshot> {
         let upstreams = self.config.upstreams.iter().zip(&self.client_tls).enumerate();
         let upstreams = upstreams.filter_map(|(place, (upstream, tls))| {
             let tls = Rc::new(TlsConfigs { auto: tls.auto.clone(), h1: tls.h1.clone(), h2: tls.h2.clone() });
@@ -750,6 +868,12 @@ impl Prepared {
             routes: self.routes.clone(),
             handles: self.handles.clone(),
             upstreams: upstreams.collect(),
+            admission: self.admission.clone(),
+            keys: RefCell::new(self.keys.clone()),
+            worker: admission::Worker {
+                clock: Rc::new(Clock::new(self.config.admission.time_zone.clone())),
+                lag: lag.clone(),
+            },
         })
     }
 }
@@ -848,15 +972,16 @@ fn left(not_after: Option<u64>) -> Duration {
 }
 
 /// One worker's thread.
-fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher, places: Arc<Places>) {
+fn worker(first: Update, mut inbox: mpsc::Receiver<Message>, drain: DrainWatcher, places: Arc<Places>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .on_thread_park(hygiene::stack::scrub_turn)
         .build_local(tokio::runtime::LocalOptions::default());
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async move {
-        let server = Server::new(first.prepared.snapshot(), drain.clone());
-        tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone(), Rc::default()));
+        let lag = Rc::new(Cell::new(Duration::ZERO));
+        let server = Server::new(first.prepared.snapshot(&lag), drain.clone());
+        tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone(), lag.clone()));
         let mut doors: HashMap<DoorKey, Door> = HashMap::new();
         let open = |update: Update, doors: &mut HashMap<DoorKey, Door>| {
             let mut sockets: HashMap<_, _> = update.sockets.into_iter().collect();
@@ -892,8 +1017,9 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
         loop {
             tokio::select! {
                 update = inbox.recv() => match update {
-                    Some(update) => {
-                        let old = server.snapshot.replace(update.prepared.snapshot());
+                    Some(Message::Keys(keys)) => *server.snapshot().keys.borrow_mut() = keys,
+                    Some(Message::Update(update)) => {
+                        let old = server.snapshot.replace(update.prepared.snapshot(&lag));
                         open(update, &mut doors);
                         old.retire();
                     }

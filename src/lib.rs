@@ -11,9 +11,7 @@ pub(crate) mod drain;
 pub mod hygiene;
 #[cfg_attr(not(test), expect(dead_code, reason = "taken into use by the relay"))]
 pub(crate) mod journal;
-#[cfg_attr(not(test), expect(dead_code, reason = "taken into use by admission"))]
 pub(crate) mod keys;
-#[cfg_attr(not(test), expect(dead_code, reason = "taken into use by admission"))]
 pub(crate) mod limits;
 pub(crate) mod listener;
 pub mod meter;

@@ -284,7 +284,7 @@ async fn welcome(
     };
     let hold: Rc<dyn Any> = Rc::new((place, GaugeGuard::new(metrics.open(protocol))));
     let slow_head = metrics.refused(RefusedReason::SlowHead).clone();
-    server.serve(Accepted { transport, watch, protocol, slow_head, hold }).await;
+    server.serve(Accepted { transport, watch, client: address, protocol, slow_head, hold }).await;
 }
 
 /// Socket options of a client connection.

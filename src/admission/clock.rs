@@ -124,6 +124,9 @@ mod tests {
         let now = clock.now(Instant::now());
         assert!(now.calendar.day_ends > now.nanos && now.calendar.month_ends >= now.calendar.day_ends);
         let (day, month) = began(&TimeZone::UTC, "2026-11-21T18:00:00Z".parse().unwrap());
-        assert_eq!((day.to_string(), month.to_string()), ("2026-11-21T00:00:00Z".into(), "2026-11-01T00:00:00Z".into()));
+        assert_eq!(
+            (day.to_string(), month.to_string()),
+            ("2026-11-21T00:00:00Z".into(), "2026-11-01T00:00:00Z".into())
+        );
     }
 }

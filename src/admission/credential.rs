@@ -230,7 +230,10 @@ mod tests {
         assert_eq!(headers.len(), 2);
         assert_eq!(headers["sec-websocket-protocol"], "realtime, openai-beta.realtime-v1");
         for (target, kept) in [
-            ("/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a", "/v1beta/models/m:streamGenerateContent?alt=sse"),
+            (
+                "/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a",
+                "/v1beta/models/m:streamGenerateContent?alt=sse",
+            ),
             ("/v1?key=a", "/v1"),
             ("/v1?k%65y=a&x=%20", "/v1?x=%20"),
             ("/v1?a=1&&key=2&b", "/v1?a=1&&b"),

@@ -55,11 +55,17 @@ pub(crate) struct Keys {
 pub(crate) enum KeysFault {
     File(FileFault),
     /// The key of this id names a plan that the configuration does not have.
-    Plan { id: String },
+    Plan {
+        id: String,
+    },
     /// The key of this id relaxes a rule that there is not.
-    Rule { id: String },
+    Rule {
+        id: String,
+    },
     /// The key of this id names an upstream that the configuration does not have.
-    Upstream { id: String },
+    Upstream {
+        id: String,
+    },
 }
 
 impl KeysFault {
@@ -122,22 +128,21 @@ impl Keys {
         let labels = records.iter().filter(active).map(|record| record.label.as_str());
         let series = registry.bind_keys(labels, per_key);
         let unlimited = Arc::new(Limits::default());
-        let mut maker = Maker { config, ledger, now, series: &series, unlimited: &unlimited, names: HashMap::new(), lists: HashMap::new() };
-        let mut relaxing: HashMap<Rule, usize> = HashMap::new();
-        let mut closed = Vec::new();
+        let mut maker = Maker {
+            config,
+            ledger,
+            now,
+            series: &series,
+            unlimited: &unlimited,
+            names: HashMap::new(),
+            lists: HashMap::new(),
+        };
         let ring = Keyring::new(settings.hash_key.clone(), records, |record| {
             let grant = maker.grant(record);
-            if record.is_active(unix) {
-                grant.relaxed.iter().for_each(|rule| *relaxing.entry(*rule).or_default() += 1);
-            }
-            if record.revoked.is_some() {
-                closed.push(grant.subject.clone());
-            }
             grant.subject.close(record.revoked.is_some());
             Ok::<_, std::convert::Infallible>(Arc::new(grant))
         });
         let Ok(ring) = ring;
-        drop(closed);
         Ok(Some(Self { ring, series }))
     }
 
@@ -207,7 +212,8 @@ impl<'c> Maker<'c> {
             u16::try_from(place).ok()
         });
         let upstreams = (!record.upstreams.is_empty()).then(|| places.collect());
-        let models = self.lists.entry(record.models.clone()).or_insert_with(|| Models::matching(&record.models)).clone();
+        let models =
+            self.lists.entry(record.models.clone()).or_insert_with(|| Models::matching(&record.models)).clone();
         let rule = |word: &String| Rule::ALL.iter().copied().find(|rule| rule.as_str() == word);
         Grant {
             id,

@@ -145,7 +145,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         standing().write(Dialect::Openai, 0, &mut headers);
         let get = |name: &str| headers[name].to_str().unwrap().to_owned();
-        assert_eq!((get("x-ratelimit-limit-requests"), get("x-ratelimit-remaining-requests")), ("600".into(), "599".into()));
+        assert_eq!(
+            (get("x-ratelimit-limit-requests"), get("x-ratelimit-remaining-requests")),
+            ("600".into(), "599".into())
+        );
         assert_eq!(get("x-ratelimit-reset-requests"), "100ms");
         assert_eq!((get("x-ratelimit-limit-tokens"), get("x-ratelimit-reset-tokens")), ("500".into(), "1h1m1s".into()));
 

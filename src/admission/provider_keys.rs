@@ -13,6 +13,7 @@ use crate::config::KeyHeader;
 use crate::config::ProviderKey;
 use crate::hygiene::Secret;
 use crate::provider::Provider;
+use crate::upstream::Tenant;
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -32,7 +33,6 @@ pub(crate) struct ProviderKeys {
 }
 
 struct Key {
-    name: String,
     /// Stands in locked memory, once.
     secret: Arc<Secret>,
     weight: u32,
@@ -47,16 +47,27 @@ struct Key {
 pub(crate) struct Picked(usize);
 
 /// A key has been sent to rest.
-pub(crate) struct Rest<'k> {
-    pub(crate) key: &'k str,
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Rest {
+    /// Its place in the configuration.
+    pub(crate) key: usize,
     pub(crate) seconds: u64,
+}
+
+impl Picked {
+    /// Lines to a provider are kept apart by the key that goes up over them.
+    pub(crate) fn tenant(self, upstream: usize) -> Tenant {
+        let mut text = *b"nullhop's own key 0000000000000000";
+        text[18..26].copy_from_slice(&(upstream as u64).to_le_bytes());
+        text[26..].copy_from_slice(&(self.0 as u64).to_le_bytes());
+        Tenant::of(&text)
+    }
 }
 
 impl ProviderKeys {
     /// Of an upstream's configuration.
     pub(crate) fn new(keys: &[ProviderKey]) -> Self {
         let key = |key: &ProviderKey| Key {
-            name: key.name.clone(),
             secret: key.secret.clone(),
             weight: key.weight.max(1),
             rests_until: AtomicU64::new(0),
@@ -110,7 +121,7 @@ impl ProviderKeys {
     }
 
     /// The provider has answered a request that went up with a key.
-    pub(crate) fn answered(&self, picked: Picked, status: u16, retry_after: Option<u64>, now: u64) -> Option<Rest<'_>> {
+    pub(crate) fn answered(&self, picked: Picked, status: u16, retry_after: Option<u64>, now: u64) -> Option<Rest> {
         let key = self.keys.get(picked.0)?;
         let seconds = match status {
             401 => {
@@ -129,7 +140,7 @@ impl ProviderKeys {
         let until = now + seconds * SECOND;
         // Many answers at once are one rest.
         let before = key.rests_until.fetch_max(until, Relaxed);
-        (before <= now).then_some(Rest { key: &key.name, seconds })
+        (before <= now).then_some(Rest { key: picked.0, seconds })
     }
 
     /// Keys that can be used, and those that rest.
@@ -195,7 +206,7 @@ mod tests {
         let mut now = 100 * SECOND;
         for seconds in [30, 60, 120, 240, 480, 900, 900] {
             let rest = keys.answered(Picked(1), 401, None, now).unwrap();
-            assert_eq!((rest.key, rest.seconds), ("key-1", seconds));
+            assert_eq!((rest.key, rest.seconds), (1, seconds));
             now += 901 * SECOND;
         }
         assert!(keys.answered(Picked(1), 200, None, now).is_none());

@@ -168,6 +168,8 @@ fn new(args: &NewArgs, now: Timestamp, out: &mut dyn Write, err: &mut dyn Write)
         track: if args.track == "byok" { Track::Byok } else { Track::Managed },
         upstreams: args.upstream.clone(),
         models: args.model.clone(),
+        allow: Vec::new(),
+        usage: None,
         created: Some(now),
         expires,
         revoked: None,

@@ -332,6 +332,8 @@ mod tests {
             track: if number.is_multiple_of(3) { Track::Byok } else { Track::Managed },
             upstreams: if number.is_multiple_of(2) { vec!["openai".to_owned()] } else { Vec::new() },
             models: vec!["gpt-*".to_owned()],
+            allow: if number == 3 { vec!["store".to_owned()] } else { Vec::new() },
+            usage: (number == 5).then(|| "leave".to_owned()),
             created: Some("2026-11-21T10:00:00Z".parse().unwrap()),
             expires: None,
             revoked: (number == 4).then(|| "2026-11-22T10:00:00Z".parse().unwrap()),

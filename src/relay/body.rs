@@ -51,6 +51,8 @@ impl StallMark {
 pub(crate) enum BodyFault {
     /// The upstream broke off.
     Cut,
+    /// A budget is used up, or the key is revoked.
+    Limited,
     /// Nothing came for longer than the silence that is allowed.
     Silent,
 }
@@ -59,6 +61,7 @@ impl fmt::Display for BodyFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cut => "the upstream broke off",
+            Self::Limited => "a limit is reached",
             Self::Silent => "the upstream fell silent",
         })
     }
@@ -105,6 +108,8 @@ pub(super) struct Stream {
     ended: bool,
     /// For how long it is read on when its client leaves.
     abort_drain: Duration,
+    /// When it is looked at next whether it must be cut. `None`: it never must.
+    look_at: Option<Instant>,
 }
 
 impl Relayed {
@@ -175,6 +180,8 @@ impl Stream {
         outcome: Outcome,
         abort_drain: Duration,
     ) -> Self {
+        let look_at = tally.may_be_cut().then(|| Instant::now() + LOOK_EVERY);
+        let first = look_at.map_or(silence_max, |_| silence_max.min(LOOK_EVERY));
         let mut this = Self {
             body,
             lease: Some(lease),
@@ -182,11 +189,12 @@ impl Stream {
             tally,
             stall,
             silence_max,
-            alarm: Box::pin(tokio::time::sleep(silence_max)),
+            alarm: Box::pin(tokio::time::sleep(first)),
             outcome,
             chunks: 0,
             ended: false,
             abort_drain,
+            look_at,
         };
         if this.body.is_end_stream() {
             this.end();
@@ -220,6 +228,9 @@ impl Stream {
                     return Poll::Ready(Some(Err(BodyFault::Cut)));
                 }
                 let now = Instant::now();
+                if self.over(now) {
+                    return Poll::Ready(Some(Err(BodyFault::Limited)));
+                }
                 self.tally.passed(frame.data_ref().map_or(&[][..], Chunk::as_slice), now);
                 self.stall.0.set(Some(now));
                 if frame.is_trailers() || self.body.is_end_stream() {
@@ -246,14 +257,32 @@ impl Stream {
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         while self.alarm.as_mut().poll(cx).is_ready() {
+            if self.over(Instant::now()) {
+                return Poll::Ready(Some(Err(BodyFault::Limited)));
+            }
             let last = self.tally.last_byte().max(self.upload.last_byte());
             if last.elapsed() >= self.silence_max {
                 self.failed(FailureReason::IdleTimeout, Outcome::UpstreamTimeout);
                 return Poll::Ready(Some(Err(BodyFault::Silent)));
             }
-            self.alarm.as_mut().reset((last + self.silence_max).into());
+            let next = last + self.silence_max;
+            self.alarm.as_mut().reset(self.look_at.map_or(next, |look_at| next.min(look_at)).into());
         }
         Poll::Pending
+    }
+
+    /// Looks, once in a while, whether the stream must be cut for a limit, and does.
+    fn over(&mut self, now: Instant) -> bool {
+        let Some(at) = self.look_at.filter(|at| *at <= now) else { return false };
+        self.look_at = Some(at.max(now) + LOOK_EVERY);
+        let over = self.tally.must_be_cut();
+        if over {
+            self.ended = true;
+            self.lease = None;
+            self.tally.settle(Outcome::Limited);
+            self.upload.fail(crate::upstream::UploadFault::Cancelled);
+        }
+        over
     }
 
     fn failed(&mut self, reason: FailureReason, outcome: Outcome) {
@@ -288,6 +317,9 @@ impl Drop for Relayed {
         }
     }
 }
+
+/// How often a stream that may be cut for a limit is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How many answers a worker reads on at once without their clients. One more is cancelled at once.
 const DRAINS_MAX: u32 = 64;

@@ -28,17 +28,19 @@ use crate::admission::Refusal;
 use crate::config;
 use crate::hygiene::WipedIncoming;
 use crate::meter::Api;
+use crate::provider::Dialect;
 use crate::provider::Operation;
+use crate::provider::Provider;
 use crate::retention::Denied;
 use crate::retention::Editor;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
-use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::Source;
 use crate::telemetry::models::model_in_path;
 use crate::upstream::Answer;
+use crate::upstream::Approve;
 use crate::upstream::RequestHead;
 use crate::upstream::SendFault;
 use crate::upstream::Upload;
@@ -74,7 +76,8 @@ pub(crate) struct Way {
     pub(crate) operation: Operation,
     /// Path and query at the upstream.
     pub(crate) path: String,
-    pub(crate) permit: Permit,
+    pub(crate) permit: Rc<Permit>,
+    pub(crate) dialect: Dialect,
     pub(crate) tally: Tally,
     pub(crate) stall: StallMark,
 }
@@ -90,12 +93,13 @@ impl Way {
         &self.config.upstreams[self.place]
     }
 
-    /// The API of a call that is billed by tokens. Reading what was stored, and counting tokens, is free.
     fn billed_api(&self, method: &http::Method) -> Option<Api> {
-        if *method != http::Method::POST || self.operation == Operation::CountTokens {
-            return None;
-        }
-        Api::of(self.upstream_config().provider, without_query(&self.path))
+        billed_api(self.upstream_config().provider, method, self.operation, &self.path)
+    }
+
+    /// A managed caller's application is none of the provider's business: it is the operator's account that asks.
+    fn privacy(&self) -> config::Privacy {
+        self.upstream_config().privacy
     }
 
     fn body_bytes_max(&self) -> u64 {
@@ -103,6 +107,15 @@ impl Way {
         let default = if self.operation.uploads() { limits.upload_bytes } else { limits.body_bytes };
         self.upstream_config().body_bytes.unwrap_or(default)
     }
+}
+
+/// The API of a call that is billed by tokens; `path` may have a query. Reading what was stored, and counting tokens, is
+/// free.
+pub(crate) fn billed_api(provider: Provider, method: &http::Method, operation: Operation, path: &str) -> Option<Api> {
+    if *method != http::Method::POST || operation == Operation::CountTokens {
+        return None;
+    }
+    Api::of(provider, without_query(path))
 }
 
 /// Relays one request and returns its answer, whose body goes on relaying.
@@ -127,9 +140,16 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         }
     };
     let empty = body.is_end_stream() && editor.is_none();
+    let named = model_in_path(&way.path).map(|model| way.tally.handles().models().find(model.as_bytes()));
+    if editor.is_none()
+        && let Err(refusal) = way.permit.approve_unread(named)
+    {
+        drain_rest(Some(body));
+        return Err(Refused { refusal, tally: way.tally });
+    }
     let editor = editor.map(|mut editor| {
         editor.limit(bytes_max);
-        (editor, way.tally.handles().clone())
+        (editor, way.tally.handles().clone(), way.permit.clone() as Rc<dyn Approve>)
     });
     let upload = Upload::new(body, bytes_max, way.tally.request_bytes(), editor);
     let api = way.billed_api(&parts.method);
@@ -139,14 +159,16 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
             way.tally.requested(model.as_bytes());
         }
     }
-    let head = RequestHead {
-        method: parts.method,
-        path: std::mem::take(&mut way.path),
-        headers: head::request_headers(parts.headers, way.upstream_config().privacy, empty),
-    };
+    let mut headers = head::request_headers(parts.headers, way.privacy(), empty);
+    way.permit.present(way.upstream_config().provider, &way.path, &mut headers);
+    let head = RequestHead { method: parts.method, path: std::mem::take(&mut way.path), headers };
     let sent = Instant::now();
     way.tally.handles().overhead(Phase::Request).observe(way.tally.age(sent));
     match await_head(&way, &head, &upload).await {
+        Ok(answer) if way.permit.answered(answer.response.status().as_u16(), answer.response.headers()) => {
+            drain_rest(upload.take_rest());
+            Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally })
+        }
         Ok(answer) => {
             let came = Instant::now();
             let handles = way.tally.handles().clone();
@@ -165,7 +187,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
 /// What policy says to a request's head.
 fn read_head(way: &Way, method: &http::Method, headers: &mut http::HeaderMap) -> Result<Option<Editor>, Denied> {
     let upstream = way.upstream_config();
-    let policy = upstream.policy.settled(way.permit.mode == Mode::Managed);
+    let policy = way.permit.policy();
     let (path, query) = match way.path.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (way.path.as_str(), None),
@@ -202,9 +224,9 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
             match answer {
                 // An answer that began before the request was let through waits for that. One that says no may go.
                 Ok(answer) if upload.undecided() && answer.response.status().as_u16() < 400 => early = Some(answer),
-                Ok(_) if matches!(upload.fault(), Some(UploadFault::Denied(_))) => {}
+                Ok(_) if matches!(upload.fault(), Some(UploadFault::Denied(_) | UploadFault::Limited)) => {}
                 Ok(answer) => return Poll::Ready(Ok(answer)),
-                Err(fault) => return Poll::Ready(Err(refusal_of(fault, upload))),
+                Err(fault) => return Poll::Ready(Err(refusal_of(fault, way, upload))),
             }
         }
         if let Some(answer) = &mut early {
@@ -218,7 +240,7 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
             }
         }
         if upload.fault().is_some() {
-            return Poll::Ready(Err(refusal_of(SendFault::Upload, upload)));
+            return Poll::Ready(Err(refusal_of(SendFault::Upload, way, upload)));
         }
         while alarm.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -255,13 +277,14 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
     answer
 }
 
-fn refusal_of(fault: SendFault, upload: &Upload) -> Refusal {
+fn refusal_of(fault: SendFault, way: &Way, upload: &Upload) -> Refusal {
     match (fault, upload.fault()) {
         (_, Some(UploadFault::TooLarge)) => Refusal::BodyTooLarge,
         (_, Some(UploadFault::TooSlow)) => Refusal::BodyTooSlow,
         (_, Some(UploadFault::BadFraming)) => Refusal::Malformed,
         (_, Some(UploadFault::ClientGone)) => Refusal::ClientGone,
         (_, Some(UploadFault::Denied(denied))) => Refusal::Policy(denied),
+        (_, Some(UploadFault::Limited)) => way.permit.refused(),
         (SendFault::Crowded, _) => Refusal::Overloaded,
         (SendFault::Protocol, _) => Refusal::UpstreamProtocol,
         (SendFault::Connect | SendFault::Reset | SendFault::Upload, _) => Refusal::UpstreamUnreachable,
@@ -272,6 +295,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
     let Answer { response, lease } = answer;
     let (mut parts, body) = response.into_parts();
     parts.headers = head::response_headers(parts.headers);
+    way.permit.rewrite_answer(way.dialect, &mut parts.headers);
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
     let kind = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());

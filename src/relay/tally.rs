@@ -14,6 +14,9 @@ use super::usage::Look;
 use super::usage::Relayed;
 use super::usage::Tokens;
 use super::usage::UsageSource;
+use crate::admission::Charged;
+use crate::admission::Permit;
+use crate::admission::Used;
 use crate::meter::End;
 use crate::meter::Report;
 use crate::meter::Usage;
@@ -68,6 +71,10 @@ pub(crate) struct Tally {
     read_to_its_end: bool,
     /// When the client left; the answer is read on without it.
     left: Option<Instant>,
+    /// What the request has reserved; `None` before it is admitted.
+    permit: Option<Rc<Permit>>,
+    /// Over a WebSocket: answers that were asked for.
+    asked: Option<u64>,
     in_flight: GaugeGuard,
 }
 
@@ -98,6 +105,8 @@ impl Tally {
             output: None,
             read_to_its_end: false,
             left: None,
+            permit: None,
+            asked: None,
             in_flight,
         }
     }
@@ -108,6 +117,30 @@ impl Tally {
         self.operation = operation;
         self.mode = mode;
         self.in_flight = GaugeGuard::new(&self.handles.traffic(self.upstream).in_flight);
+    }
+
+    /// The request is admitted; its permit is settled with this account.
+    pub(crate) fn admitted(&mut self, permit: Rc<Permit>) {
+        self.permit = Some(permit);
+    }
+
+    /// Over a WebSocket so many answers were asked for.
+    pub(super) fn asked(&mut self, answers: u64) {
+        self.asked = Some(answers);
+    }
+
+    /// Whether the stream must be cut: a budget is used up or the key is revoked.
+    pub(super) fn must_be_cut(&self) -> bool {
+        let Some(permit) = self.permit.as_ref().filter(|permit| permit.may_be_cut()) else { return false };
+        let relayed = self.relayed();
+        let output = self.look.as_ref().map_or(0, |look| look.output_events());
+        let so_far = Charged { uncached: relayed.input(), response: output, ..Charged::default() };
+        permit.must_be_cut(&so_far, self.model_answered.unwrap_or(self.model))
+    }
+
+    /// Whether it has to be asked that once in a while.
+    pub(super) fn may_be_cut(&self) -> bool {
+        self.permit.as_ref().is_some_and(|permit| permit.may_be_cut())
     }
 
     /// A call that is billed goes up as `upload`.
@@ -319,7 +352,40 @@ impl Tally {
             }
             Figures::None => {}
         }
+        self.charge_for_leaving(&mut account);
         account
+    }
+
+    /// A client that leaves before the figures come does not get around its limits by that: where the provider goes on and
+    /// bills, what was reserved for the output is charged (WIRE section 8).
+    fn charge_for_leaving(&self, account: &mut Account) {
+        let unknown = matches!(account.source, UsageSource::Partial | UsageSource::Estimate);
+        let goes_on = !self.streaming || self.permit.as_ref().is_some_and(|permit| permit.provider_goes_on());
+        if account.outcome != Outcome::ClientAbort || !unknown || !goes_on {
+            return;
+        }
+        let Some(reserved) = self.permit.as_ref().and_then(|permit| permit.output_reserved()) else { return };
+        let known = account.tokens.output() + account.estimated_output;
+        account.estimated_output += reserved.saturating_sub(known);
+    }
+
+    /// Settles the permit by the account. Returns what the exchange costs, in picodollars.
+    fn settle_permit(&mut self, account: &Account) -> Option<u64> {
+        let permit = self.permit.take()?;
+        let tokens = Charged {
+            uncached: account.tokens.uncached + account.estimated_input,
+            cache_read: account.tokens.cache_read,
+            cache_write: account.tokens.cache_write,
+            response: account.tokens.response + account.estimated_output,
+            reasoning: account.tokens.reasoning,
+        };
+        permit.settle(&Used {
+            tokens,
+            side: account.side_input.saturating_add(account.side_output),
+            model: account.model,
+            outcome: account.outcome,
+            requests: self.asked.unwrap_or(1),
+        })
     }
 
     fn figures(&mut self, outcome: &mut Outcome) -> Figures {
@@ -418,6 +484,7 @@ impl Drop for Tally {
         if self.head_came {
             self.handles.traffic(self.upstream).stall_seconds.observe(self.longest_silence);
         }
+        let _cost = self.settle_permit(&account);
         self.count(&account);
     }
 }

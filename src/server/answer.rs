@@ -6,7 +6,13 @@ use http::Response;
 use http::StatusCode;
 use http::header;
 
+use crate::admission::KeyRefused;
+use crate::admission::Limited;
 use crate::admission::Refusal;
+use crate::admission::Scope;
+use crate::limits::Kind;
+use crate::limits::Limit;
+use crate::limits::Period;
 use crate::provider::Dialect;
 use crate::relay::AnswerBody;
 use crate::relay::Tally;
@@ -33,7 +39,12 @@ enum Retry {
     No,
     /// After this many seconds.
     After(&'static str),
+    /// The same. SDKs keep to at most a minute; whoever has to wait longer is told not to try.
+    In(u64),
 }
+
+/// Longer than this no SDK waits; the vendors' then try again much sooner (WIRE section 6.2).
+const WAIT_MAX: u64 = 60;
 
 fn row(refusal: &Refusal, dialect: Dialect) -> Row {
     let invalid = "invalid_request_error";
@@ -73,6 +84,70 @@ fn row(refusal: &Refusal, dialect: Dialect) -> Row {
             text: "The only expectation that is met here is 100-continue.",
             retry: Retry::No,
             close: true,
+        },
+        Refusal::Forbidden => Row {
+            status: 403,
+            openai: (invalid, "policy_refused"),
+            anthropic: "permission_error",
+            google: "PERMISSION_DENIED",
+            text: "This key is not enabled for this provider.",
+            retry: Retry::No,
+            close: false,
+        },
+        Refusal::Key(KeyRefused::WrongAgain(seconds)) => Row {
+            status: 429,
+            openai: ("rate_limit_error", "rate_limit_exceeded"),
+            anthropic: "rate_limit_error",
+            google: "RESOURCE_EXHAUSTED",
+            text: "Too many wrong keys came from this address.",
+            retry: Retry::In(*seconds),
+            close: true,
+        },
+        Refusal::Key(refused) => Row {
+            status: 401,
+            openai: (invalid, "invalid_api_key"),
+            anthropic: "authentication_error",
+            google: "UNAUTHENTICATED",
+            text: match refused {
+                KeyRefused::Missing => {
+                    "No API key was sent. This gateway needs one of its own keys, where this API's keys go."
+                }
+                KeyRefused::Two => "Two different API keys were sent in one request.",
+                KeyRefused::Place => {
+                    "This API key does not go here: a key for pass-through stands in the gateway's own header beside the \
+                     provider's key, a managed one in the place of it."
+                }
+                KeyRefused::Wrong | KeyRefused::WrongAgain(_) => "Incorrect API key.",
+            },
+            retry: Retry::No,
+            close: false,
+        },
+        Refusal::Limited(limited) => {
+            let spent = matches!(limited.limit, Limit::Budget(..));
+            let code = if spent { "insufficient_quota" } else { "rate_limit_exceeded" };
+            Row {
+                status: 429,
+                openai: (if spent { code } else { "rate_limit_error" }, code),
+                anthropic: "rate_limit_error",
+                google: "RESOURCE_EXHAUSTED",
+                text: "",
+                retry: match limited.retry_after {
+                    _ if spent => Retry::No,
+                    Some(seconds) => Retry::In(seconds),
+                    // A place is free as soon as another stream ends.
+                    None => Retry::In(1),
+                },
+                close: false,
+            }
+        }
+        Refusal::ProviderKey => Row {
+            status: 502,
+            openai: ("server_error", "upstream_error"),
+            anthropic: "api_error",
+            google: "UNAVAILABLE",
+            text: "The provider refused the gateway's own key. Whoever runs the gateway has to look at it.",
+            retry: Retry::Unsaid,
+            close: false,
         },
         Refusal::HeadTooLarge => Row {
             status: 431,
@@ -259,6 +334,10 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
             );
             by_rule.as_str()
         }
+        Refusal::Limited(limited) => {
+            by_rule = says(limited);
+            by_rule.as_str()
+        }
         _ => row.text,
     };
     let mut body = match dialect {
@@ -288,6 +367,17 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
         Retry::After(seconds) => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
         }
+        Retry::In(seconds) => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            if seconds > WAIT_MAX {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+            if dialect == Dialect::Google {
+                body["error"]["details"] = serde_json::json!([{
+                    "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": format!("{seconds}s")
+                }]);
+            }
+        }
     }
     if row.close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -297,6 +387,7 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
         Refusal::Method => {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
+        Refusal::Limited(limited) => limited.standing.write(dialect, limited.unix, headers),
         Refusal::WebSocketNotServed => {
             headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -306,12 +397,58 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
     (response, body.to_string())
 }
 
+/// Which limit holds, for whom, and until when.
+fn says(limited: &Limited) -> String {
+    let whose = match limited.scope {
+        Scope::Key => "this key",
+        Scope::Account => "this key's account",
+        Scope::Upstream => "this provider at this gateway",
+    };
+    let until = match limited.retry_after {
+        None => String::new(),
+        Some(1) => " Try again in 1 second.".to_owned(),
+        Some(seconds) => format!(" Try again in {seconds} seconds."),
+    };
+    let kind = |kind| match kind {
+        Kind::Requests => "requests",
+        Kind::InputTokens => "input tokens",
+        Kind::OutputTokens => "output tokens",
+        Kind::Tokens => "tokens",
+        Kind::Money => "money",
+    };
+    match limited.limit {
+        Limit::Concurrency => {
+            format!(
+                "Limit reached: open streams of {whose} (limit `concurrency`). Try again when one of them has ended."
+            )
+        }
+        Limit::Rate(of) => {
+            let name = kind(of).replace(' ', "_");
+            format!("Limit reached: {} in a window of time of {whose} (limit `{name}`).{until}", kind(of))
+        }
+        Limit::Budget(of, period) => {
+            let period = match period {
+                Period::Day => "day",
+                Period::Month => "month",
+            };
+            let name = kind(of).replace(' ', "_");
+            format!(
+                "Budget used up: {} for a {period} of {whose} (limit `{name}_per_{period}`). It begins anew with the next \
+                 {period}.",
+                kind(of)
+            )
+        }
+    }
+}
+
 fn outcome(refusal: &Refusal) -> Outcome {
     match refusal {
         Refusal::BodyTooLarge
         | Refusal::BodyTooSlow
         | Refusal::Expectation
+        | Refusal::Forbidden
         | Refusal::HeadTooLarge
+        | Refusal::Key(_)
         | Refusal::Malformed
         | Refusal::Method
         | Refusal::Misdirected
@@ -321,9 +458,10 @@ fn outcome(refusal: &Refusal) -> Outcome {
         | Refusal::WrongBase(_) => Outcome::ClientError,
         Refusal::ClientGone => Outcome::ClientAbort,
         Refusal::Internal => Outcome::Internal,
+        Refusal::Limited(_) => Outcome::Limited,
         Refusal::Overloaded => Outcome::Unavailable,
         Refusal::UpstreamTimeout => Outcome::UpstreamTimeout,
-        Refusal::UpstreamProtocol | Refusal::UpstreamUnreachable => Outcome::UpstreamError,
+        Refusal::ProviderKey | Refusal::UpstreamProtocol | Refusal::UpstreamUnreachable => Outcome::UpstreamError,
     }
 }
 

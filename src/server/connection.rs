@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::Cell;
 use std::cell::RefCell;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -46,6 +47,8 @@ pub(super) struct Connection {
     pub(super) protocol: Protocol,
     pub(super) watch: SocketWatch,
     pub(super) local: Option<SocketAddr>,
+    /// The client's, by the PROXY header where there is one.
+    pub(super) client: IpAddr,
     /// Tells an h1 connection's transport that the head of an answer is about to be written.
     pub(super) head: HeadMark,
     /// The values of an h2 connection's heads.
@@ -90,6 +93,7 @@ impl Connection {
     pub(super) fn new(
         protocol: Protocol,
         watch: SocketWatch,
+        client: IpAddr,
         hold: Rc<dyn Any>,
         limits: Limits,
         jitter: u32,
@@ -101,6 +105,7 @@ impl Connection {
             protocol,
             watch,
             local,
+            client,
             head: HeadMark::default(),
             stand_ins: StandIns::default(),
             hold,

@@ -12,6 +12,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::pin::Pin;
@@ -25,12 +26,16 @@ use http::HeaderValue;
 use http::Request;
 use http::Response;
 use http::header;
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 
 use crate::admission;
+use crate::admission::Admission;
+use crate::admission::Asked;
+use crate::admission::Keys;
 use crate::admission::Refusal;
 use crate::clock::TokioTimer;
 use crate::config::Config;
@@ -52,6 +57,7 @@ use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::stand_in::Role;
 use crate::telemetry::labels::Guard;
+use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Protocol;
 use crate::telemetry::metrics::Handles;
 use crate::upstream::Upstream;
@@ -88,6 +94,10 @@ pub(crate) struct Snapshot {
     pub(crate) routes: Arc<Routes>,
     pub(crate) handles: Arc<Handles>,
     pub(crate) upstreams: Vec<Rc<Upstream>>,
+    pub(crate) admission: Arc<Admission>,
+    /// Replaced when the file of keys changes. `None`: there is none.
+    pub(crate) keys: RefCell<Option<Arc<Keys>>>,
+    pub(crate) worker: admission::Worker,
 }
 
 impl Snapshot {
@@ -120,6 +130,8 @@ pub(crate) struct Server {
 pub(crate) struct Accepted {
     pub(crate) transport: Transport,
     pub(crate) watch: SocketWatch,
+    /// The client's address, by the PROXY header where there is one.
+    pub(crate) client: IpAddr,
     pub(crate) protocol: Protocol,
     /// Counts if its first head does not come in time.
     pub(crate) slow_head: prometheus::IntCounter,
@@ -150,8 +162,8 @@ impl Server {
             let snapshot = self.snapshot();
             (snapshot.config.limits.clone(), snapshot.handles.clone())
         };
-        let Accepted { transport, watch, protocol, slow_head, hold } = accepted;
-        let connection = Connection::new(protocol, watch, hold, limits.clone(), self.next_jitter());
+        let Accepted { transport, watch, client, protocol, slow_head, hold } = accepted;
+        let connection = Connection::new(protocol, watch, client, hold, limits.clone(), self.next_jitter());
         let service = {
             let (server, connection) = (self.clone(), connection.clone());
             service_fn(move |mut request| {
@@ -235,7 +247,8 @@ impl Server {
     ) -> Response<AnswerBody> {
         let snapshot = self.snapshot();
         let mut tally = Tally::open(snapshot.handles.clone(), Instant::now());
-        admission::protect_credentials(request.headers_mut());
+        let apart = snapshot.config.keys.as_ref().map(|keys| &keys.header);
+        admission::protect_credentials(request.headers_mut(), apart);
         let upgrade = relay::is_upgrade(&request);
 
         let extended = upgrade && request.method() == http::Method::CONNECT;
@@ -270,10 +283,32 @@ impl Server {
             rest => rest.to_owned(),
         };
 
-        let permit = admission::admit(request.headers(), uri.query());
         let upstream = snapshot.upstreams[route.upstream].clone();
+        tally.routed(upstream.id, route.operation, Mode::None);
+        let provider = snapshot.config.upstreams[route.upstream].provider;
+        let asked = Asked {
+            headers: request.headers(),
+            query: uri.query(),
+            upstream: route.upstream,
+            billed: upgrade || relay::billed_api(provider, request.method(), route.operation, &path).is_some(),
+            operation: route.operation,
+            body_bytes: request.body().size_hint().exact(),
+            upgrade,
+            address: Some(connection.client),
+        };
+        let keys = snapshot.keys.borrow().clone();
+        let permit = match snapshot.admission.admit(keys.as_ref(), &snapshot.worker, &asked) {
+            Ok(permit) => Rc::new(permit),
+            Err(refusal) => {
+                relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+                return answer::refuse(&refusal, route.dialect, tally);
+            }
+        };
         tally.routed(upstream.id, route.operation, permit.mode);
+        tally.admitted(permit.clone());
+        let path = permit.target(path);
         let way = Way {
+            dialect: route.dialect,
             upstream,
             config: snapshot.config.clone(),
             place: route.upstream,

@@ -37,7 +37,7 @@ use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::retention::Rule;
 use crate::telemetry::keys::KeyFamilies;
-use crate::telemetry::keys::KeySeries;
+pub(crate) use crate::telemetry::keys::KeySeries;
 use crate::telemetry::labels::AuthenticationFailure;
 use crate::telemetry::labels::Basis;
 use crate::telemetry::labels::CertificateId;

@@ -49,6 +49,7 @@ pub(crate) use line::H1Line;
 use line::H2Slot;
 use line::LineFault;
 pub(crate) use line::Open as OpenLine;
+pub(crate) use upload::Approve;
 pub(crate) use upload::RequestBody;
 pub(crate) use upload::Upload;
 pub(crate) use upload::UploadFault;

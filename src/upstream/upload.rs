@@ -37,6 +37,8 @@ pub(crate) enum UploadFault {
     ClientGone,
     /// Policy does not let it be completed.
     Denied(Denied),
+    /// Limits do not let it be completed.
+    Limited,
     /// More bytes than the route allows.
     TooLarge,
     /// Fewer bytes per second than the configured minimum.
@@ -50,6 +52,7 @@ impl fmt::Display for UploadFault {
             Self::Cancelled => "the exchange is over",
             Self::ClientGone => "the client went away",
             Self::Denied(_) => "the request is refused by policy",
+            Self::Limited => "the request is refused by a limit",
             Self::TooLarge => "the request body is too large",
             Self::TooSlow => "the request body comes too slowly",
         })
@@ -62,6 +65,12 @@ impl std::error::Error for UploadFault {
         static CANCEL: std::sync::OnceLock<h2::Error> = std::sync::OnceLock::new();
         Some(CANCEL.get_or_init(|| h2::Reason::CANCEL.into()))
     }
+}
+
+/// Asked once a body has said what it wants, before its last piece goes up: what is not complete is not billed.
+pub(crate) trait Approve {
+    /// Whether it may be completed. `bytes` of the client's have come.
+    fn approve(&self, facts: &Facts, model: Option<ModelId>, bytes: u64) -> bool;
 }
 
 /// What the exchange keeps of a request body while hyper sends it.
@@ -104,11 +113,12 @@ struct Editing {
     /// Looks the model up as soon as it has a name, so that nobody keeps the name.
     handles: Arc<Handles>,
     model: Option<ModelId>,
+    approve: Rc<dyn Approve>,
 }
 
 impl Editing {
     /// Feeds what is there, until something comes out or nothing is left.
-    fn feed(&mut self) -> Result<(), Denied> {
+    fn feed(&mut self) -> Result<(), UploadFault> {
         while self.ready.is_empty()
             && let Some(mut chunk) = self.rest.take()
         {
@@ -119,7 +129,7 @@ impl Editing {
                 self.rest = Some(chunk);
                 chunk = first;
             }
-            self.editor.feed(chunk, &mut self.out)?;
+            self.editor.feed(chunk, &mut self.out).map_err(UploadFault::Denied)?;
             if let Some(name) = self.editor.model() {
                 self.model = Some(self.handles.models().find(name));
                 self.editor.forget_model();
@@ -136,9 +146,12 @@ impl Editing {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<(), Denied> {
+    fn finish(&mut self, bytes: u64) -> Result<(), UploadFault> {
         if !std::mem::replace(&mut self.finished, true) {
-            self.editor.finish(&mut self.out)?;
+            self.editor.finish(&mut self.out).map_err(UploadFault::Denied)?;
+            if !self.approve.approve(&self.editor.facts(), self.model, bytes) {
+                return Err(UploadFault::Limited);
+            }
             self.release();
         }
         Ok(())
@@ -171,12 +184,13 @@ impl Upload {
         body: WipedIncoming,
         bytes_max: u64,
         counter: IntCounter,
-        editor: Option<(Editor, Arc<Handles>)>,
+        editor: Option<(Editor, Arc<Handles>, Rc<dyn Approve>)>,
     ) -> Rc<Self> {
-        let editing = editor.map(|(editor, handles)| {
+        let editing = editor.map(|(editor, handles, approve)| {
             let left = body.size_hint().exact().zip(editor.slot()).and_then(|(len, slot)| len.checked_add(slot));
             let (out, ready) = (Vec::new(), VecDeque::new());
-            RefCell::new(Editing { editor, left, rest: None, out, ready, finished: false, handles, model: None })
+            let rest = None;
+            RefCell::new(Editing { editor, left, rest, out, ready, finished: false, handles, model: None, approve })
         });
         let ended = body.is_end_stream() && editing.is_none();
         let now = Instant::now();
@@ -305,11 +319,14 @@ impl Upload {
             let mut edited = editing.borrow_mut();
             let fed = edited.feed();
             let whole = self.body_ended();
-            let fed = fed.and_then(|()| if whole && edited.rest.is_none() { edited.finish() } else { Ok(()) });
-            if let Err(denied) = fed {
+            let fed = fed.and_then(|()| match whole && edited.rest.is_none() {
+                true => edited.finish(self.bytes.get()),
+                false => Ok(()),
+            });
+            if let Err(fault) = fed {
                 drop(edited);
                 self.touched.set(true);
-                self.failed_inside(UploadFault::Denied(denied));
+                self.failed_inside(fault);
                 continue;
             }
             if let Some(chunk) = edited.ready.pop_front() {

@@ -49,7 +49,6 @@ use crate::retention::Policy;
 use crate::socket::SocketWatch;
 use crate::stand_in::Pad;
 use crate::telemetry::labels::Guard;
-use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Source;
 use crate::telemetry::models::model_in_path;
 use crate::upstream::RequestHead;
@@ -96,7 +95,7 @@ impl Watched {
             Some((path, query)) => (path, Some(query)),
             None => (way.path.as_str(), None),
         };
-        let policy = upstream.policy.settled(way.permit.mode == Mode::Managed);
+        let policy = way.permit.policy();
         // All of an upstream's endpoints are one vendor's.
         let host = upstream.endpoints.first().map(|endpoint| endpoint.host.clone()).unwrap_or_default();
         policy.read_upgrade(upstream.provider, &host, path, query)?;
@@ -183,7 +182,7 @@ pub(crate) async fn upgrade(
     let (parts, body) = request.into_parts();
     let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes(), None);
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
-    let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
+    let mut headers = head::request_headers(parts.headers, way.privacy(), false);
     headers.remove(header::ACCEPT_ENCODING);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -192,6 +191,7 @@ pub(crate) async fn upgrade(
     for protocol in protocols {
         headers.append(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
+    way.permit.present(way.upstream_config().provider, &way.path, &mut headers);
     // An extended CONNECT carries no key (RFC 8441 section 5); the upstream needs one.
     let key = match client_key {
         Some(key) if !extended => key,
@@ -221,6 +221,9 @@ pub(crate) async fn upgrade(
         Err(_) => return Err(Refused { refusal: Refusal::UpstreamTimeout, tally: way.tally }),
     };
     way.tally.handles().upstream(way.upstream.id).response_head_seconds.observe(sent.elapsed());
+    if way.permit.answered(answer.response.status().as_u16(), answer.response.headers()) {
+        return Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally });
+    }
     if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(super::pass_on(answer, upload, way));
     }
@@ -235,6 +238,7 @@ pub(crate) async fn upgrade(
     let (parts, _) = answer.response.into_parts();
     let mut response = Response::new(());
     *response.headers_mut() = head::response_headers(parts.headers.clone());
+    way.permit.rewrite_answer(way.dialect, response.headers_mut());
     if let Some(protocol) = parts.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
     }
