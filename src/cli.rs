@@ -358,6 +358,11 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
             "warnings": warnings,
             "listeners": config.listeners.len(),
             "upstreams": upstreams,
+            "plans": config.plans.len(),
+            "accounts": config.accounts.len(),
+            "prices": config.prices.len(),
+            "keys": loaded.keys,
+            "journal": config.journal.as_ref().map(|journal| journal.folder.display().to_string()),
         });
         writeln!(out, "{said:#}")?;
         return Ok(0);
@@ -365,18 +370,24 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
     for warning in &loaded.warnings {
         writeln!(err, "{warning}")?;
     }
-    writeln!(
-        out,
-        "{} is valid: {}, {}",
-        args.config.display(),
-        counted(config.listeners.len(), "listener"),
-        counted(config.upstreams.len(), "upstream"),
-    )?;
+    let parts = [(config.plans.len(), "plan"), (config.accounts.len(), "account"), (config.prices.len(), "price")];
+    let mut said =
+        format!("{}, {}", counted(config.listeners.len(), "listener"), counted(config.upstreams.len(), "upstream"),);
+    for (count, noun) in parts.into_iter().filter(|(count, _)| *count > 0) {
+        said.push_str(&format!(", {}", counted(count, noun)));
+    }
+    writeln!(out, "{} is valid: {said}", args.config.display())?;
     let width = config.upstreams.iter().map(|u| u.name.len()).max().unwrap_or(0);
     for (upstream, urls) in &upstreams {
         for url in urls {
             writeln!(out, "  {:width$}  {url}", upstream.name)?;
         }
+    }
+    if let (Some(keys), Some(count)) = (&config.keys, loaded.keys) {
+        writeln!(out, "{} in {}", counted(count, "key"), keys.file.display())?;
+    }
+    if let Some(journal) = &config.journal {
+        writeln!(out, "usage events go to {}", journal.folder.display())?;
     }
     Ok(0)
 }

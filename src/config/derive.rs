@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check;
-use super::check::Surroundings;
+use super::check::{Checked, Surroundings};
 use super::parse;
 use super::parse::{Block, RawConfig, SecretSource, Value, quoted};
 use super::report::{Lines, Report};
@@ -60,7 +60,8 @@ const BODY_MIN: u64 = 16 << 20;
 /// Kept are TLS, certificates, hosts, limits, privacy, routes and everything else that is not named
 /// here. Changed are: addresses (127.0.0.1, any free port), `proxy_protocol_from` (empty), client
 /// certificates (not asked for), the metrics token (none), the log's level (`info`), the drain's times, retention rules (none),
-/// the upstreams' addresses, `memory.heap` (`plain`, so that everything can be searched), and limits that
+/// the upstreams' addresses, their access (pass-through, no key of the operator's), keys, accounts, plans, prices and the journal
+/// (none), `memory.heap` (`plain`, so that everything can be searched), and limits that
 /// would end the run's own connections (raised to a minimum).
 ///
 /// # Errors
@@ -80,7 +81,7 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result
     let mut raw = parse::parse(&text, &mut faults)
         .map_err(|fault| Report::new(&source_name, &Lines::unparsed(&text), vec![fault]))?;
     let original = check::check(&mut raw, &surroundings, &mut faults, &mut Vec::new());
-    let Some(original) = original else {
+    let Some(Checked { config: original, .. }) = original else {
         return Err(Report::new(&source_name, &Lines::parsed(&text, raw.showable), faults));
     };
     let heap = raw.all("memory").next().filter(|block| has(block, "heap")).and_then(|block| block.text("heap"));
@@ -104,8 +105,12 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result
 
 fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
     let free = || Value::Address(([127, 0, 0, 1], 0).into());
+    // Keys would be asked for, limits would refuse, and the journal is the original's.
+    raw.blocks.retain(|block| !["keys", "plan", "account", "price"].contains(&block.section.path));
     for block in &mut raw.blocks {
         match block.section.path {
+            "admission" => *block = Block::defaults(block.section, None),
+            "journal" => block.set("enabled", Value::Bool(false)),
             "listener" => {
                 block.set("address", free());
                 block.set("proxy_protocol_from", Value::List(Vec::new()));
@@ -118,6 +123,7 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
                 block.set("enabled", Value::Bool(true));
                 block.set("address", free());
                 block.unset("token");
+                block.set("per_key", Value::Bool(false));
             }
             "admin" => {
                 block.set("enabled", Value::Bool(true));
@@ -150,6 +156,10 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
                 block.children.clear();
                 relax(block);
                 block.set("models", Value::List(Vec::new()));
+                block.set("access", Value::Text("byok".to_owned()));
+                block.set("key_header", Value::Text("auto".to_owned()));
+                block.unset("plan");
+                block.unset("caller_plan");
                 block.set("usage", Value::Text("leave".to_owned()));
                 stand_in(block, substitute.port, base_path);
                 let ca_file = substitute.ca_file.to_string_lossy().into_owned();
