@@ -578,6 +578,24 @@ mod tests {
         assert!(err.starts_with("warning: [metrics] is open"));
         assert!(out.ends_with("1 upstream\n  t  https://e.example/t\n  t  https://t.example\n"), "{out}");
 
+        let keys = folder.join("keys.jsonl");
+        fs::write(&keys, format!("{{\"id\":\"k1\",\"hash\":\"{}\",\"label\":\"l\"}}\n", "ab".repeat(32))).unwrap();
+        fs::write(folder.join("secret"), "x".repeat(32)).unwrap();
+        let text = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"secret\" }\n[[plan]]\nname = \"p\"\n\
+                    [[upstream]]\nname = \"o\"\nprovider = \"openai\"\n[[upstream.key]]\nsecret = { file = \"secret\" }\n\
+                    [journal]\nfolder = \"j\"\n";
+        fs::write(&file, text).unwrap();
+        let (code, out, _) = said(&["check", "-c", path]);
+        let expected = format!(
+            "{path} is valid: 1 listener, 1 upstream, 1 plan\n  o  https://127.0.0.1:8443/o/v1\n1 key in {}\nusage events go to {}\n",
+            keys.display(),
+            folder.join("j").display(),
+        );
+        assert_eq!((code, out), (0, expected));
+        let json: serde_json::Value = serde_json::from_str(&said(&["check", "-c", path, "--json"]).1).unwrap();
+        assert_eq!((&json["keys"], &json["plans"], &json["accounts"]), (&1.into(), &1.into(), &0.into()));
+        assert_eq!(json["journal"], folder.join("j").display().to_string());
+
         fs::write(&file, "[metrics]\ntoken = \"sesame\"").unwrap();
         let (code, out, err) = said(&["check", "-c", path]);
         assert_eq!((code, out.as_str()), (2, ""));

@@ -301,9 +301,6 @@ impl Checker<'_> {
 
     fn metrics(&mut self, block: &Block) -> Option<MetricsListener> {
         let per_key = block.bool("per_key");
-        if block.is_written("max_keys") && !per_key {
-            self.doubt(block.span_of("max_keys"), "`max_keys` in [metrics] does nothing while `per_key` is off", None);
-        }
         if !block.bool("enabled") {
             return None;
         }
@@ -487,6 +484,9 @@ impl Checker<'_> {
     fn mistyped(&self, path: &str) -> bool {
         self.faults.iter().any(|fault| match fault.cause {
             Cause::UnknownSection { near, .. } => near.is_some_and(|s| s.path == path),
+            Cause::UnknownKey { section: Some(section), near: Some(near), .. } => {
+                path.split_once('.').is_some_and(|(parent, name)| section.path == parent && name == near)
+            }
             Cause::NotTable(section) | Cause::TooMany(section) | Cause::NotSingle(section) => section.path == path,
             _ => false,
         })
@@ -658,6 +658,15 @@ impl Checker<'_> {
                 None,
             );
         }
+        if block.bool("required") {
+            for upstream in raw.all("upstream").filter(|upstream| upstream.is_written("caller_plan")) {
+                self.doubt(
+                    upstream.span_of("caller_plan"),
+                    "`caller_plan` in [[upstream]] does nothing while `required` in [keys] is on: every caller has a key",
+                    None,
+                );
+            }
+        }
         let hash_key = block.secret("secret").and_then(|source| {
             let hash_key = HashKey::new(&self.secret(block, "secret", source)?);
             if hash_key.is_none() {
@@ -706,8 +715,12 @@ impl Checker<'_> {
                 return None;
             }
         };
+        // What is there under a mistyped name is one problem, not one for each key.
+        let whole = [plans, upstreams].map(|names| !names.spans.is_empty() || !self.mistyped(names.section.path));
         let unknown = |record: &Record| {
-            let is_there = |names: &Names, name: &String| names.places.contains_key(name);
+            let is_there = |names: &Names, name: &String| {
+                names.places.contains_key(name) || !whole[usize::from(std::ptr::eq(names, upstreams))]
+            };
             let plan = record.plan.iter().find(|name| !is_there(plans, name)).map(|_| ("plan", plans.section));
             let upstream = record.upstreams.iter().find(|name| !is_there(upstreams, name));
             plan.or(upstream.map(|_| ("upstream", upstreams.section)))
@@ -899,7 +912,7 @@ impl Checker<'_> {
                 Some("take the key away, or write access = \"managed\" or \"both\""),
             );
         }
-        if block.is_written("key_header") && blocks().next().is_none() {
+        if block.text("key_header") != Some("auto") && blocks().next().is_none() {
             self.doubt(
                 block.span_of("key_header"),
                 "`key_header` in [[upstream]] does nothing without a [[upstream.key]]",

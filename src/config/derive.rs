@@ -272,6 +272,37 @@ mod tests {
     }
 
     #[test]
+    fn keys_limits_and_the_journal_stay_outside() {
+        let folder = std::env::temp_dir().join(format!("nullhop-{}-derive-keys", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("keys.jsonl"), "").unwrap();
+        std::fs::write(folder.join("keys.secret"), "x".repeat(32)).unwrap();
+        let file = folder.join("nullhop.toml");
+        let text = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"keys.secret\" }\nrequired = true\nplan = \"tight\"\n\
+                    [admission]\nstreams = 1\n[[plan]]\nname = \"tight\"\nconcurrency = 1\n\
+                    [[account]]\nname = \"a\"\nplan = \"tight\"\n\
+                    [[price]]\nmodels = [\"m\"]\nupstreams = [\"own\"]\ninput = \"1\"\noutput = \"1\"\n\
+                    [journal]\nfolder = \"usage\"\n[metrics]\nper_key = true\n\
+                    [[upstream]]\nname = \"own\"\nprovider = \"openai\"\nplan = \"tight\"\nkey_header = \"api-key\"\n\
+                    [[upstream.key]]\nsecret = { file = \"keys.secret\" }\n\
+                    [[upstream]]\nname = \"pass\"\nprovider = \"anthropic\"\ncaller_plan = \"tight\"\n";
+        std::fs::write(&file, text).unwrap();
+        let derived = derive(Some(&file), &substitute()).unwrap_or_else(|report| panic!("{report}"));
+        assert!(derived.original.keys.is_some() && derived.original.upstreams[0].access.managed);
+        let read = Config::from_toml(&derived.text, Path::new("/nowhere"), "derived").unwrap_or_else(|e| panic!("{e}"));
+        let config = read.config;
+        assert!(config.keys.is_none() && config.journal.is_none() && config.plans.is_empty());
+        assert!(config.accounts.is_empty() && config.prices.is_empty());
+        assert_eq!(config.admission.streams, 20_000);
+        for upstream in &config.upstreams {
+            assert!(upstream.access.byok && !upstream.access.managed && upstream.keys.is_empty());
+            assert!(upstream.plan.is_none() && upstream.caller_plan.is_none());
+        }
+        assert!(read.warnings.iter().all(|warning| !warning.to_string().contains("does nothing")));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
     fn everything_else_stays_and_paths_become_absolute() {
         let folder = std::env::temp_dir().join(format!("nullhop-{}-derive", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
