@@ -11,6 +11,7 @@ pub(crate) use file::change;
 pub(crate) use file::is_name;
 pub(crate) use file::is_pattern;
 pub(crate) use file::read;
+pub(crate) use file::read_lines;
 pub(crate) use table::KeyFault;
 pub(crate) use table::Keyring;
 pub(crate) use text::HashKey;
