@@ -125,8 +125,6 @@ Examples:
 Exit code 0 if it is, 1 if it is not or nobody answers.")]
     Probe(ProbeArgs),
     /// Make, list and revoke client keys
-    // Hidden until admission takes them.
-    #[command(hide = true)]
     Key(key::KeyArgs),
     /// Add up the usage that a journal has
     // Hidden until the relay writes a journal.

@@ -17,6 +17,7 @@ use crate::keys::Keyring;
 use crate::keys::Record;
 use crate::keys::Track;
 use crate::limits::Limits;
+use crate::retention::EVERY_RULE;
 use crate::retention::Models;
 use crate::retention::Rule;
 use crate::retention::Usage;
@@ -119,7 +120,8 @@ impl Keys {
             if !record.upstreams.iter().all(|name| config.upstreams.iter().any(|upstream| upstream.name == *name)) {
                 return Err(KeysFault::Upstream { id: record.id.clone() });
             }
-            if !record.allow.iter().all(|word| Rule::ALL.iter().any(|rule| rule.as_str() == word)) {
+            if !record.allow.iter().all(|word| word == EVERY_RULE || Rule::ALL.iter().any(|rule| rule.as_str() == word))
+            {
                 return Err(KeysFault::Rule { id: record.id.clone() });
             }
         }
@@ -214,7 +216,9 @@ impl<'c> Maker<'c> {
         let upstreams = (!record.upstreams.is_empty()).then(|| places.collect());
         let models =
             self.lists.entry(record.models.clone()).or_insert_with(|| Models::matching(&record.models)).clone();
-        let rule = |word: &String| Rule::ALL.iter().copied().find(|rule| rule.as_str() == word);
+        let every = record.allow.iter().any(|word| word == EVERY_RULE);
+        let relaxed =
+            Rule::ALL.iter().copied().filter(|rule| every || record.allow.iter().any(|word| word == rule.as_str()));
         Grant {
             id,
             label: self.name(&record.label),
@@ -222,7 +226,7 @@ impl<'c> Maker<'c> {
             track: record.track,
             upstreams,
             models,
-            relaxed: record.allow.iter().filter_map(rule).collect(),
+            relaxed: relaxed.collect(),
             usage: match record.usage.as_deref() {
                 Some("ask") => Some(Usage::Ask),
                 Some(_) => Some(Usage::Leave),

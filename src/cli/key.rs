@@ -78,6 +78,12 @@ pub struct NewArgs {
     /// Only models like this, `*` for anything; may be given several times
     #[arg(long, value_name = "PATTERN")]
     model: Vec<String>,
+    /// Relax this retention rule for the key; may be given several times. docs/retention.md lists them
+    #[arg(long, value_name = "RULE", value_parser = crate::retention::RULE_WORDS.to_vec())]
+    allow: Vec<String>,
+    /// Whether chat streams are asked for their usage, whatever the upstream says
+    #[arg(long, value_name = "WORD", value_parser = ["ask", "leave"])]
+    usage: Option<String>,
     /// A time such as 2027-01-31T00:00:00Z, or days from now such as 90d
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
@@ -168,8 +174,8 @@ fn new(args: &NewArgs, now: Timestamp, out: &mut dyn Write, err: &mut dyn Write)
         track: if args.track == "byok" { Track::Byok } else { Track::Managed },
         upstreams: args.upstream.clone(),
         models: args.model.clone(),
-        allow: Vec::new(),
-        usage: None,
+        allow: args.allow.clone(),
+        usage: args.usage.clone(),
         created: Some(now),
         expires,
         revoked: None,

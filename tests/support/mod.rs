@@ -108,6 +108,8 @@ pub struct Setup {
     /// Replaces the default three upstreams; may hold `{url}` and `{ca}`.
     pub upstreams: Option<String>,
     pub environment: Vec<(String, String)>,
+    /// Files beside the configuration, by name and text.
+    pub files: Vec<(String, String)>,
     /// Runs it as the user nobody, who may lock so many KiB of memory. Needs root.
     pub nobody: Option<u64>,
     pub listener: String,
@@ -123,6 +125,7 @@ impl Default for Setup {
             any_bytes: true,
             upstreams: None,
             environment: Vec::new(),
+            files: Vec::new(),
             nobody: None,
             listener: "[[listener]]\naddress = \"127.0.0.1:0\"\n".to_owned(),
             certificate_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
@@ -146,6 +149,9 @@ impl Edge {
         scratch.file("edge.key", &leaf.key_pem);
         scratch.file("provider-ca.pem", provider_ca);
         scratch.file("edge-ca.pem", &ca.pem());
+        for (name, text) in &setup.files {
+            scratch.file(name, text);
+        }
         let config = Self::config(url, &setup);
         let path = scratch.file("nullhop.toml", &config);
         let mut command = match setup.nobody {
