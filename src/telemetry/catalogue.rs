@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Command;
+use std::process::Stdio;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -254,6 +257,23 @@ fn what_is_exported_is_documented_and_the_reverse() {
             }
         }
     }
+}
+
+/// With families that a run without prices and keys does not have; `tests/telemetry.rs` asks about the others.
+#[test]
+fn promtool_has_nothing_to_say_of_everything() {
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut tool) = command.spawn() else {
+        assert!(std::env::var_os("NULLHOP_REQUIRE_CLIENTS").is_none_or(|value| value != "1"), "promtool is required");
+        eprintln!("SKIPPED promtool_has_nothing_to_say_of_everything: promtool is not installed");
+        return;
+    };
+    let (metrics, _handles) = everything();
+    tool.stdin.take().unwrap().write_all(metrics.render().as_bytes()).unwrap();
+    let output = tool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
 #[test]

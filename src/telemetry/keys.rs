@@ -78,13 +78,13 @@ impl KeyMetrics {
 
     /// The first call makes all outcomes appear, so that alerts see zeros.
     pub(crate) fn requests(&self, outcome: Outcome) -> &Count {
-        self.has_requests.store(true, Ordering::Relaxed);
+        appear(&self.has_requests);
         &self.requests[outcome.index()]
     }
 
     /// The first call makes both directions appear.
     pub(crate) fn tokens(&self, direction: TokenDirection) -> &Count {
-        self.has_tokens.store(true, Ordering::Relaxed);
+        appear(&self.has_tokens);
         &self.tokens[direction.index()]
     }
 
@@ -94,6 +94,13 @@ impl KeyMetrics {
         if limit != LimitLabel::Global {
             self.used[limit.index()].set(ratio);
         }
+    }
+}
+
+/// Written once only: what all workers read must not be taken from their caches with each request.
+fn appear(flag: &AtomicBool) {
+    if !flag.load(Ordering::Relaxed) {
+        flag.store(true, Ordering::Relaxed);
     }
 }
 
