@@ -440,7 +440,7 @@ impl Checker<'_> {
         Drain { grace, deadline }
     }
 
-    /// The names of a section's blocks. Those of plans and accounts are unique at last in `plans` and `accounts`.
+    /// The names of a section's blocks. Of two that are the same, which is a fault of its own, the first counts.
     fn names(&self, raw: &RawConfig, path: &str) -> Names {
         let mut names = Names { section: table::section(path), spans: Vec::new(), places: HashMap::new() };
         for (place, block) in raw.all(path).enumerate() {
@@ -458,7 +458,6 @@ impl Checker<'_> {
         if place.is_none() {
             let near = match closest(text, names.spans.iter().map(|(name, _)| name.as_str())) {
                 _ if names.spans.is_empty() => Near::NothingThere,
-                // The last of the same name, if there are several, which is a fault of its own.
                 Some(near) => {
                     let (_, span) = names.spans.iter().find(|(name, _)| name == near).expect("it came from there");
                     span.clone().map_or(Near::Nothing, Near::At)
@@ -904,8 +903,7 @@ impl Checker<'_> {
             );
         }
         if let (false, Some(first)) = (access.managed, blocks().next()) {
-            let span =
-                block.is_written("access").then(|| block.span_of("access")).unwrap_or_else(|| first.span.clone());
+            let span = if block.is_written("access") { block.span_of("access") } else { first.span.clone() };
             self.refuse(
                 span,
                 "nobody uses a [[upstream.key]] where `access` is `byok`",

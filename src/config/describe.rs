@@ -108,11 +108,28 @@ pub fn reference() -> String {
             let _ = write!(out, "\n```toml\n{header}\n{}```\n", examples.concat());
         }
     }
+    out.push_str(WITH_KEYS_HEAD);
+    out.push_str(WITH_KEYS);
+    out.push_str("```\n");
     out.push_str("\n## Without a file\n\n`nullhop run` without `-c` behaves as if it read this:\n\n```toml\n");
     out.push_str(BUILT_IN);
     out.push_str("```\n");
     out
 }
+
+/// The least that keys, limits and prices take; a test reads it.
+pub(super) const WITH_KEYS: &str = include_str!("with_keys.toml");
+
+const WITH_KEYS_HEAD: &str = "
+## With keys of your own
+
+`nullhop key new --keys keys.jsonl --secret keys.secret --label ci` makes a key, and both files if they are not there. Callers
+send it where the provider's SDK sends a key; one of [[upstream.key]] goes up in its place. Each key may use what its plan
+allows, here 500 dollars a month by the prices below. Both secrets have mode 600. Usage events go to the folder
+`usage` beside the file.
+
+```toml
+";
 
 /// Examples of all keys together would contradict each other.
 fn has_choices(section: &Section) -> bool {
@@ -134,7 +151,7 @@ filled in. No key turns on the storing or logging of content: there is none.
 - **Addresses** are an IP address and a port: `\"127.0.0.1:8443\"`, `\"[::1]:8443\"`, `\"0.0.0.0:443\"`.
 - **Names** match `^[a-z][a-z0-9-]{0,31}$`, because they become labels in the metrics.
 - **Rates** are an amount of something in a time: `\"600 requests/1m\"`, `\"2M tokens/1m\"`, `\"400k input tokens/hour\"`,
-  `\"1G output tokens/day\"`. `k`, `M` and `G` are thousands, millions and milliards; the time is a duration from `1s` to `31d`, or
+  `\"1G output tokens/day\"`. `k`, `M` and `G` stand for 10^3, 10^6 and 10^9; the time is a duration from `1s` to `31d`, or
   `second`, `minute`, `hour` or `day`. All of it can be had at once, and what was used comes back evenly.
 - **Budgets** last until a day or a month ends in the time zone of [admission], and begin anew then: `\"50M tokens/day\"`,
   `\"20M output tokens/month\"`, `\"12.50 usd/day\"`. US dollars have at most 6 places and count by [[price]].

@@ -1088,6 +1088,15 @@ fn doubts_about_keys_and_plans() {
 }
 
 #[test]
+fn the_example_of_the_reference_is_valid() {
+    let folder = key_folder("example", &[""]);
+    folder.write("openai.key", b"sk-one\n", 0o600);
+    let loaded = read_in(&folder, describe::WITH_KEYS).unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.warnings.is_empty() && loaded.config.upstreams[0].access.managed);
+    assert!(loaded.config.journal.is_some());
+}
+
+#[test]
 fn the_journal_has_a_place() {
     let folder = key_folder("journal", &[]);
     for (text, state, expected) in [

@@ -78,13 +78,13 @@ impl KeyMetrics {
 
     /// The first call makes all outcomes appear, so that alerts see zeros.
     pub(crate) fn requests(&self, outcome: Outcome) -> &Count {
-        self.has_requests.store(true, Ordering::Relaxed);
+        appear(&self.has_requests);
         &self.requests[outcome.index()]
     }
 
     /// The first call makes both directions appear.
     pub(crate) fn tokens(&self, direction: TokenDirection) -> &Count {
-        self.has_tokens.store(true, Ordering::Relaxed);
+        appear(&self.has_tokens);
         &self.tokens[direction.index()]
     }
 
@@ -94,6 +94,13 @@ impl KeyMetrics {
         if limit != LimitLabel::Global {
             self.used[limit.index()].set(ratio);
         }
+    }
+}
+
+/// Written once only: what all workers read must not be taken from their caches with each request.
+fn appear(flag: &AtomicBool) {
+    if !flag.load(Ordering::Relaxed) {
+        flag.store(true, Ordering::Relaxed);
     }
 }
 
@@ -226,5 +233,153 @@ impl Collector for KeyFamilies {
             }
         }
         vec![requests.family(requests_of), tokens.family(tokens_of), used.family(used_of)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::catalogue::samples;
+    use crate::telemetry::metrics::Metrics;
+
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        samples(&metrics.render()).iter().find(|sample| sample.series() == series).map(|sample| sample.value)
+    }
+
+    /// The keys that have series of this family.
+    fn keys(metrics: &Metrics, family: &str) -> Vec<String> {
+        let samples = samples(&metrics.render());
+        let of_family = samples.iter().filter(|sample| sample.name == family);
+        let mut keys: Vec<String> = of_family.map(|sample| sample.label("key").unwrap().to_owned()).collect();
+        keys.dedup();
+        keys
+    }
+
+    fn asked(series: &KeySeries, label: &str) {
+        series.get(series.id(label)).unwrap().requests(Outcome::Ok).inc();
+    }
+
+    const REQUESTS: &str = "nullhop_key_requests_total";
+    const USED: &str = "nullhop_key_limit_used_ratio";
+
+    #[test]
+    fn the_first_keys_have_series_and_the_rest_share_other() {
+        let metrics = Metrics::new(None);
+        let series = metrics.bind_keys(["b", "a", "b", "bad label", "other", "c"], 2);
+        assert_eq!((series.id("b"), series.id("a")), (KeyId(1), KeyId(2)));
+        for label in ["c", "bad label", "other", "never seen", ""] {
+            assert_eq!(series.id(label), KeyId::OTHER, "{label}");
+        }
+        assert_eq!(keys(&metrics, REQUESTS), [""; 0]);
+        for label in ["a", "c", "bad label"] {
+            asked(&series, label);
+        }
+        assert_eq!(keys(&metrics, REQUESTS), ["a", "other"]);
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=a,outcome=ok}"), Some(1.0));
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=a,outcome=internal}"), Some(0.0));
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=other,outcome=ok}"), Some(2.0));
+        assert_eq!(keys(&metrics, "nullhop_key_tokens_total"), [""; 0]);
+        series.get(KeyId(1)).unwrap().tokens(TokenDirection::Output).inc_by(5);
+        assert_eq!(value(&metrics, "nullhop_key_tokens_total{direction=output,key=b}"), Some(5.0));
+        assert_eq!(value(&metrics, "nullhop_key_tokens_total{direction=input,key=b}"), Some(0.0));
+        // An id of a longer file.
+        series.get(KeyId(9)).unwrap().requests(Outcome::Limited).inc();
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=other,outcome=limited}"), Some(1.0));
+    }
+
+    #[test]
+    fn without_a_number_no_key_has_series() {
+        let metrics = Metrics::new(None);
+        let series = metrics.bind_keys(["a"], 0);
+        assert_eq!(series.id("a"), KeyId::OTHER);
+        assert!(series.get(KeyId::OTHER).is_none());
+        assert!(!metrics.render().contains("nullhop_key_"));
+        // Nor after they were switched off.
+        let series = metrics.bind_keys(["a"], 1);
+        asked(&series, "a");
+        asked(&series, "b");
+        assert!(metrics.render().contains("nullhop_key_"));
+        metrics.bind_keys(["a"], 0);
+        assert!(!metrics.render().contains("nullhop_key_"));
+    }
+
+    #[test]
+    fn gauges_of_keys_that_are_gone_end_and_counters_stay() {
+        let metrics = Metrics::new(None);
+        let old = metrics.bind_keys(["a", "b"], 2);
+        for label in ["a", "b"] {
+            asked(&old, label);
+            old.get(old.id(label)).unwrap().used_ratio(LimitLabel::Tokens, 0.5);
+        }
+        assert_eq!(keys(&metrics, USED), ["a", "b"]);
+        let new = metrics.bind_keys(["b"], 2);
+        assert_eq!(keys(&metrics, USED), ["b"]);
+        asked(&new, "b");
+        // What began before ends.
+        asked(&old, "a");
+        old.get(old.id("a")).unwrap().used_ratio(LimitLabel::Tokens, 0.9);
+        assert_eq!(keys(&metrics, USED), ["b"]);
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=a,outcome=ok}"), Some(2.0));
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=b,outcome=ok}"), Some(2.0));
+        // It comes back, with another place.
+        let back = metrics.bind_keys(["b", "a"], 2);
+        asked(&back, "a");
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=a,outcome=ok}"), Some(3.0));
+        assert_eq!(keys(&metrics, USED), ["b"]);
+    }
+
+    #[test]
+    fn ratios_belong_to_limits_of_keys() {
+        let metrics = Metrics::new(None);
+        let series = metrics.bind_keys(["a"], 1);
+        let key = series.get(series.id("a")).unwrap();
+        key.used_ratio(LimitLabel::Global, 0.5);
+        key.used_ratio(LimitLabel::Budget, f64::NAN);
+        series.get(KeyId::OTHER).unwrap().used_ratio(LimitLabel::Budget, 0.5);
+        assert_eq!(keys(&metrics, USED), [""; 0]);
+        key.used_ratio(LimitLabel::Budget, 1.25);
+        assert_eq!(value(&metrics, "nullhop_key_limit_used_ratio{key=a,limit=budget}"), Some(1.25));
+    }
+
+    /// Keys that live for a moment must not fill the memory, whoever makes them.
+    #[test]
+    fn series_have_an_end_however_many_keys_come_and_go() {
+        let metrics = Metrics::new(None);
+        for round in 0..50 {
+            let labels: Vec<String> = (0..10).map(|place| format!("key-{round}-{place}")).collect();
+            let series = metrics.bind_keys(labels.iter().map(String::as_str), 10);
+            labels.iter().for_each(|label| asked(&series, label));
+            asked(&series, "one more");
+        }
+        let exported = keys(&metrics, REQUESTS);
+        // Those of the file, as many that are gone, and `other`.
+        assert_eq!(exported.len(), 21);
+        assert!(exported.iter().all(|key| key == "other" || key.starts_with("key-48-") || key.starts_with("key-49-")));
+    }
+
+    /// `upstream_limited` ends in `limited`: a family that puts its values together takes these two for one.
+    #[test]
+    fn labels_do_not_run_into_outcomes() {
+        let metrics = Metrics::new(None);
+        let series = metrics.bind_keys(["a", "aupstream_"], 2);
+        series.get(series.id("a")).unwrap().requests(Outcome::UpstreamLimited).inc();
+        series.get(series.id("aupstream_")).unwrap().requests(Outcome::Limited).inc_by(10);
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=a,outcome=upstream_limited}"), Some(1.0));
+        assert_eq!(value(&metrics, "nullhop_key_requests_total{key=aupstream_,outcome=limited}"), Some(10.0));
+    }
+
+    #[test]
+    fn a_hundred_thousand_keys_cost_what_those_with_series_cost() {
+        let labels: Vec<String> = (0..100_000).map(|key| format!("key-{key}")).collect();
+        let families = KeyFamilies::new();
+        let series = families.bind(labels.iter().map(String::as_str), 500);
+        assert_eq!((series.ids.len(), series.series.len(), families.lock().series.len()), (500, 501, 501));
+        assert_eq!(series.id("key-499"), KeyId(500));
+        assert_eq!(series.id("key-500"), KeyId::OTHER);
+        // More than ids can say.
+        let series = families.bind(labels.iter().map(String::as_str), usize::MAX);
+        assert_eq!(series.id("key-65534"), KeyId(65_535));
+        assert_eq!(series.id("key-65535"), KeyId::OTHER);
+        assert!(size_of::<KeyMetrics>() <= 256, "{}", size_of::<KeyMetrics>());
     }
 }

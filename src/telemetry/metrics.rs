@@ -154,6 +154,8 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("NULLHOP_REVISION").unwrap_or("unknown")])
             .set(1);
         let process = Arc::new(ProcessMetrics::new(&families));
+        // What has not been refused is in force; where there are no keys as well.
+        process.keys_reload_successful.set(1);
         Self { registry, families, process, bound: Mutex::default() }
     }
 
@@ -309,6 +311,7 @@ pub(crate) struct ProcessMetrics {
     limit_decisions: ByLabel<LimitLabel, ByLabel<Decision, IntCounter>>,
     api_keys: ByLabel<KeyState, IntGauge>,
     keys_reloads: ByLabel<ReloadResult, IntCounter>,
+    keys_reload_successful: IntGauge,
 }
 
 impl ProcessMetrics {
@@ -343,6 +346,7 @@ impl ProcessMetrics {
                 })
             }),
             api_keys: ByLabel::new(|state: KeyState| families.api_keys.with_label_values(&[state.as_str()])),
+            keys_reload_successful: families.keys_last_reload_successful.clone(),
             keys_reloads: ByLabel::new(|result: ReloadResult| {
                 families.keys_reloads.with_label_values(&[result.as_str()])
             }),
@@ -369,6 +373,7 @@ impl ProcessMetrics {
     /// the start, like the configuration's.
     pub(crate) fn keys_loaded(&self, ok: bool) {
         self.keys_reloads.get(if ok { ReloadResult::Ok } else { ReloadResult::Error }).inc();
+        self.keys_reload_successful.set(ok.into());
     }
 
     pub(crate) fn set_ready(&self, ready: bool) {
@@ -972,6 +977,7 @@ struct Families {
     authentication_failures: IntCounterVec,
     api_keys: IntGaugeVec,
     keys_reloads: IntCounterVec,
+    keys_last_reload_successful: IntGauge,
     keys: KeyFamilies,
     cost: Family<Cost>,
     unpriced: IntCounterVec,
@@ -1181,6 +1187,10 @@ impl Families {
                 &[ReloadResult::NAME],
                 "Is the file of keys taken when it changes?",
             ),
+            keys_last_reload_successful: gauge(
+                "nullhop_keys_last_reload_successful",
+                "Are the keys in force those of the file?",
+            ),
             keys: register(registry, KeyFamilies::new()),
             cost: register(
                 registry,
@@ -1338,6 +1348,23 @@ mod tests {
             ("nullhop_upstream_retries_total", 2 * RetryReason::ALL.len()),
             ("nullhop_tokens_estimated_total", 2 * TokenDirection::ALL.len()),
             ("nullhop_usage_missing_total", 2 * MissingReason::ALL.len()),
+            ("nullhop_unpriced_requests_total", 2),
+            ("nullhop_upstream_keys", 2 * ProviderKeyState::ALL.len()),
+            ("nullhop_authentication_failures_total", AuthenticationFailure::ALL.len()),
+            ("nullhop_api_keys", KeyState::ALL.len()),
+            ("nullhop_keys_reloads_total", ReloadResult::ALL.len()),
+            ("nullhop_limit_decisions_total", LimitLabel::ALL.len() * Decision::ALL.len()),
+            ("nullhop_limit_overrun_tokens_total", 1),
+            ("nullhop_usage_events_total", EventResult::ALL.len()),
+            ("nullhop_usage_event_disk_failures_total", 1),
+            // Starts with a price.
+            ("nullhop_cost_usd_total", 0),
+            // Starts when the provider told it.
+            ("nullhop_upstream_limit_remaining_ratio", 0),
+            // Start with keys.
+            ("nullhop_key_requests_total", 0),
+            ("nullhop_key_tokens_total", 0),
+            ("nullhop_key_limit_used_ratio", 0),
             // Start when a model is met.
             ("nullhop_tokens_total", 0),
         ] {
@@ -1400,6 +1427,106 @@ mod tests {
         tokens.observe_request(TokenDirection::Input, 300);
         let series = "nullhop_request_tokens_bucket{direction=input,le=1024,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
+    }
+
+    #[test]
+    fn money_appears_with_a_price_and_goes_on_after_a_reload() {
+        let metrics = Metrics::new(None);
+        let names = two_upstreams().with_models(ModelTable::new(["house-*"]));
+        let handles = metrics.bind(&names);
+        let model = handles.models().find(b"house-7b");
+        handles.upstream(OPENAI).tokens.model(model).tokens(TokenKind::Response).inc();
+        assert_eq!(count(&metrics, "nullhop_cost_usd_total"), 0);
+        // 0.1 is no float, and ten of them make less than 1 where they are added as such.
+        for _ in 0..5 {
+            handles.upstream(OPENAI).tokens.model(model).cost(100_000_000_000);
+        }
+        let series = "nullhop_cost_usd_total{model=house-*,upstream=openai}";
+        assert_eq!(value(&metrics, series), Some(0.5));
+        let again = metrics.bind(&names);
+        for _ in 0..5 {
+            again.upstream(OPENAI).tokens.model(model).cost(100_000_000_000);
+        }
+        assert_eq!(value(&metrics, series), Some(1.0));
+        // What ends under the old configuration counts as well.
+        handles.upstream(OPENAI).tokens.model(model).cost(1);
+        assert_eq!(value(&metrics, series), Some(1.000_000_000_001));
+        assert!(metrics.render().contains("# TYPE nullhop_cost_usd_total counter\n"));
+    }
+
+    #[test]
+    fn what_a_provider_has_left_is_absent_until_told_and_ends_with_its_upstream() {
+        let metrics = Metrics::new(None);
+        let old = metrics.bind(&two_upstreams());
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::InputTokens, 0.25);
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::Requests, f64::NAN);
+        old.upstream(UpstreamId(1)).set_provider_keys(2, 1);
+        let name = "nullhop_upstream_limit_remaining_ratio";
+        assert_eq!(value(&metrics, &format!("{name}{{resource=input_tokens,upstream=claude}}")), Some(0.25));
+        assert_eq!(count(&metrics, name), 1);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=cooling,upstream=claude}"), Some(1.0));
+
+        let _same = metrics.bind(&two_upstreams());
+        assert_eq!(value(&metrics, &format!("{name}{{resource=input_tokens,upstream=claude}}")), Some(0.25));
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), Some(2.0));
+
+        let _openai_only = metrics.bind(&names(&[("openai", Provider::Openai)]));
+        // An old exchange ends.
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::Tokens, 0.5);
+        old.upstream(UpstreamId(1)).set_provider_keys(1, 2);
+        assert_eq!(count(&metrics, name), 0);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), None);
+
+        let _back = metrics.bind(&two_upstreams());
+        assert_eq!(count(&metrics, name), 0);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), Some(0.0));
+    }
+
+    #[test]
+    fn limits_and_keys_are_counted_where_they_belong() {
+        let metrics = Metrics::new(None);
+        let process = &metrics.process;
+        for reason in AuthenticationFailure::ALL {
+            for _ in 0..=reason.index() {
+                process.authentication_failed(*reason);
+            }
+        }
+        process.limit_decided(LimitLabel::Budget, Decision::Deny);
+        process.set_api_keys(100_000, 3);
+        process.keys_loaded(false);
+        process.usage_events_written.inc_by(7);
+        process.usage_events_lost.inc();
+        for (series, expected) in [
+            ("nullhop_authentication_failures_total{reason=missing}", 1.0),
+            ("nullhop_authentication_failures_total{reason=malformed}", 2.0),
+            ("nullhop_authentication_failures_total{reason=unknown}", 3.0),
+            ("nullhop_authentication_failures_total{reason=revoked}", 4.0),
+            ("nullhop_authentication_failures_total{reason=expired}", 5.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=deny,limit=budget}", 1.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=allow,limit=budget}", 0.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=deny,limit=tokens}", 0.0),
+            ("nullhop_api_keys{state=active}", 100_000.0),
+            ("nullhop_api_keys{state=revoked}", 3.0),
+            ("nullhop_keys_reloads_total{result=error}", 1.0),
+            ("nullhop_keys_last_reload_successful", 0.0),
+            ("nullhop_usage_events_total{result=written}", 7.0),
+            ("nullhop_usage_events_total{result=lost}", 1.0),
+        ] {
+            assert_eq!(value(&metrics, series), Some(expected), "{series}");
+        }
+        process.keys_loaded(true);
+        assert_eq!(value(&metrics, "nullhop_keys_last_reload_successful"), Some(1.0));
+    }
+
+    #[test]
+    fn provider_keys_have_names() {
+        let keys = [vec!["first", "second"], vec![]];
+        let metrics = Metrics::new(None);
+        let handles = metrics.bind(&two_upstreams().with_provider_keys(keys).unwrap());
+        assert_eq!(handles.upstream(OPENAI).provider_key(1).map(Name::as_str), Some("second"));
+        assert_eq!(handles.upstream(OPENAI).provider_key(2), None);
+        assert_eq!(handles.upstream(UpstreamId(1)).provider_key(0), None);
+        assert_eq!(two_upstreams().with_provider_keys([["a b"]]).err(), Some(InvalidName::Letters));
     }
 
     #[test]
@@ -1497,6 +1624,28 @@ mod tests {
         });
         // Two even on a machine that does something else in between.
         assert!(value(&metrics, "nullhop_runtime_lag_seconds_count").unwrap() >= 2.0);
+    }
+
+    #[test]
+    fn whoever_asks_is_told_how_late_timers_are() {
+        let metrics = Metrics::new(None);
+        let handles = Arc::new(metrics.bind(&two_upstreams()));
+        let lag = Rc::new(Cell::new(Duration::ZERO));
+        block_on_local(async {
+            let sampler = tokio::task::spawn_local(sample_lag(handles, lag.clone()));
+            // It waits for its first sample while nothing else runs.
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_millis(600));
+            while lag.get() < Duration::from_millis(400) {
+                tokio::task::yield_now().await;
+            }
+            // It fades, unless the machine is late again, which shows as no more than it is.
+            let worst = lag.get();
+            while lag.get() > worst / 2 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            sampler.abort();
+        });
     }
 
     fn block_on_local(test: impl Future<Output = ()>) {
