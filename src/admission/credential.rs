@@ -103,6 +103,8 @@ fn without_scheme(value: &[u8]) -> &[u8] {
     let value = value.trim_ascii();
     match value.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"bearer ") => rest.trim_ascii(),
+        // Nothing behind it.
+        None if value.eq_ignore_ascii_case(b"bearer") => b"",
         _ => value,
     }
 }

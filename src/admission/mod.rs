@@ -715,10 +715,14 @@ impl Permit {
     }
 
     fn refusal(&self, exhausted: &Exhausted) -> Refusal {
+        Refusal::Limited(self.limited(exhausted))
+    }
+
+    fn limited(&self, exhausted: &Exhausted) -> Box<Limited> {
         let reservation = self.reservation.borrow();
         let nobody = [const { None }; 3];
         let subjects = reservation.as_ref().map_or(&nobody, Reservation::subjects);
-        Refusal::Limited(Box::new(limited(exhausted, subjects, &self.now())))
+        Box::new(limited(exhausted, subjects, &self.now()))
     }
 
     /// One more answer is asked for over a WebSocket. `used` is what the answers before have used, `asked` how many tokens
@@ -732,23 +736,40 @@ impl Permit {
         running: &Charged,
         requests: u64,
         model: Option<ModelId>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Box<Limited>> {
         let mut reservation = self.reservation.borrow_mut();
         let Some(held) = reservation.as_mut() else { return Ok(()) };
-        let money = |tokens| self.admission.prices.cost_at_most(self.upstream, model, tokens);
-        let wanted = Amount {
-            requests,
-            input: used.input().saturating_add(running.input()),
-            output: used.output().saturating_add(running.output()),
-            money: money(used).saturating_add(money(running)),
-        };
+        let wanted = self.wanted(used, running, requests, model);
         let now = self.now();
         let resized = held.resize(wanted, now.nanos);
         drop(reservation);
         let class = resized.as_ref().err().map_or(Class::Requests, |exhausted| exhausted.exceeded.limit.class());
         let decision = if resized.is_ok() { Decision::Allow } else { Decision::Deny };
         self.admission.handles.process().limit_decided(label_of(class), decision);
-        resized.map_err(|exhausted| self.refusal(&exhausted))
+        resized.map_err(|exhausted| self.limited(&exhausted))
+    }
+
+    /// What the answers of a WebSocket have used takes the place of what was reserved for them, as far as there is room: the
+    /// rest is owed at its end.
+    pub(crate) fn spent_so_far(&self, used: &Charged, running: &Charged, requests: u64, model: Option<ModelId>) {
+        let mut reservation = self.reservation.borrow_mut();
+        let Some(held) = reservation.as_mut() else { return };
+        let _ = held.resize(self.wanted(used, running, requests, model), self.now().nanos);
+    }
+
+    fn wanted(&self, used: &Charged, running: &Charged, requests: u64, model: Option<ModelId>) -> Amount {
+        let money = |tokens| self.admission.prices.cost_at_most(self.upstream, model, tokens);
+        Amount {
+            requests,
+            input: used.input().saturating_add(running.input()),
+            output: used.output().saturating_add(running.output()),
+            money: money(used).saturating_add(money(running)),
+        }
+    }
+
+    /// Whether anybody limits it.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.reservation.borrow().is_some()
     }
 
     /// The output that is reserved for an answer that does not limit it.

@@ -485,7 +485,7 @@ pub(super) const SECTIONS: &[Section] = &[
                 "lag_max",
                 Kind::Duration { min: 0, max: MINUTE },
                 "\"250ms\"",
-                "A worker whose timers come this late refuses new requests; those of low priority at half of it. `0s`: never.",
+                "A worker whose timers come this late for half a second refuses new requests; those of low priority at half of it, those of high priority at twice it. `0s`: never.",
             ),
         ],
     },

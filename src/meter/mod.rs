@@ -217,6 +217,16 @@ impl Meter {
         self.reader.output_events
     }
 
+    /// What was reported so far.
+    pub fn so_far(&self) -> Report {
+        self.reader.totals.report(false)
+    }
+
+    /// Over a WebSocket: answers that have begun and not ended.
+    pub fn answers_open(&self) -> u32 {
+        self.reader.totals.open
+    }
+
     /// The model that the answer names so far: the first name that is not empty. `None` again once it is forgotten.
     pub fn model(&self) -> Option<&[u8]> {
         self.reader.model()

@@ -889,21 +889,24 @@ impl<L: Label> From<L> for LabelValue {
 /// worker runs its own; the task gauge is their sum. The tasks of a `LocalSet` are not seen, those of a `LocalRuntime`
 /// are. tokio's timers tick in milliseconds, so a millisecond of lag is rest, not load.
 ///
-/// `lag` is told how late they were lately, for whoever has to decide whether more can be taken on: the worst sample, less
-/// of it with each one after.
+/// `lag` is told by how much all of the latest samples were late at least, for whoever has to decide whether more can be
+/// taken on.
 pub(crate) async fn sample_lag(handles: Arc<Handles>, lag: Rc<Cell<Duration>>) {
     let process = handles.process().clone();
     // The handles of a configuration must not live on here after the next reload.
     drop(handles);
     let runtime = tokio::runtime::Handle::current().metrics();
     let mut tasks = TaskShare { gauge: process.runtime_tasks.clone(), share: 0 };
+    let mut recent = [Duration::ZERO; LAG_SAMPLES];
     loop {
         tasks.set(runtime.num_alive_tasks());
         let due = tokio::time::Instant::now() + LAG_INTERVAL;
         tokio::time::sleep_until(due).await;
         let late = due.elapsed();
         process.runtime_lag.observe(late);
-        lag.set(late.max(lag.get() / LAG_DECAY.1 * LAG_DECAY.0));
+        recent.rotate_left(1);
+        recent[recent.len() - 1] = late;
+        lag.set(recent.into_iter().min().unwrap_or_default());
     }
 }
 
@@ -1254,8 +1257,8 @@ const STATIC: &str = "a constant of the metrics module is wrong";
 
 const LAG_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What stays of the lag from one sample to the next: a quarter after five, half a second.
-const LAG_DECAY: (u32, u32) = (3, 4);
+/// So many samples in a row must be late before it counts: a moment that the machine gave to others is no overload.
+const LAG_SAMPLES: usize = 5;
 
 /// Set D. Doubling from 10 ms to 11 minutes, as OpenTelemetry's GenAI conventions start.
 const DURATION: &[f64] =

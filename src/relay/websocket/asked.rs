@@ -29,6 +29,7 @@ pub(super) struct Asked {
     model: [u8; MODEL_BYTES_MAX],
     model_len: usize,
     output_tokens_max: Option<u64>,
+    bytes: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,12 +56,13 @@ enum Escape {
 }
 
 /// A message of type `response.create`: one more answer, at one more price.
-#[cfg_attr(not(test), expect(dead_code, reason = "read by the gate of limits and budgets"))]
 pub(super) struct Create<'m> {
     /// The model that it names, at most 96 bytes. Realtime names it in the session instead.
     pub(super) model: Option<&'m [u8]>,
     /// Its `max_output_tokens`.
     pub(super) output_tokens_max: Option<u64>,
+    /// Of the whole message.
+    pub(super) bytes: u64,
 }
 
 impl Asked {
@@ -78,6 +80,7 @@ impl Asked {
             model: [0; MODEL_BYTES_MAX],
             model_len: 0,
             output_tokens_max: None,
+            bytes: 0,
         }
     }
 
@@ -90,6 +93,7 @@ impl Asked {
 
     /// Reads on.
     pub(super) fn read(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
         for &byte in bytes {
             match self.token {
                 Token::Text => self.in_text(byte),
@@ -111,6 +115,7 @@ impl Asked {
         self.creates.then(|| Create {
             model: (self.model_len > 0).then(|| &self.model[..self.model_len]),
             output_tokens_max: self.output_tokens_max,
+            bytes: self.bytes,
         })
     }
 

@@ -26,6 +26,7 @@ use super::frames::opcode;
 use super::frames::put_head;
 use crate::hygiene::Chunk;
 use crate::hygiene::wipe::wipe;
+use crate::limits::Limit;
 use crate::retention::Denied;
 use crate::retention::Editor;
 
@@ -72,6 +73,8 @@ pub(super) trait Gate {
 pub(super) enum Stop {
     /// By the policy.
     Denied(Denied),
+    /// By a limit of the caller's.
+    Limited(Limit),
     /// The client's bytes are no frames (RFC 6455 section 5), or frames in no order.
     Protocol,
 }

@@ -11,6 +11,7 @@ mod frames;
 mod judged;
 mod objects;
 mod refusal;
+mod spending;
 mod tunnel;
 
 use std::any::Any;
@@ -61,6 +62,7 @@ use judged::Desk;
 use judged::Edit;
 use objects::Objects;
 use refusal::Events;
+use spending::Spending;
 use tunnel::Tunnel;
 
 /// The client's side of a WebSocket, beside its bytes.
@@ -82,6 +84,7 @@ struct Watched {
     /// `None`: the client's frames pass as they are.
     desk: Option<Box<dyn Desk>>,
     events: Events,
+    spending: Option<Rc<Spending>>,
 }
 
 impl Watched {
@@ -103,7 +106,10 @@ impl Watched {
         let messages = Messages { policy, provider: upstream.provider, host, path: path.to_owned() };
         // Where messages need no reading they pass as they are.
         let desk = messages.editor().map(|_| Box::new(messages) as Box<dyn Desk>);
-        Ok(Self { meter, desk, events: Events::of(upstream.provider, way.operation) })
+        let handles = way.tally.handles();
+        let model = model_in_path(&way.path).map(|model| handles.models().find(model.as_bytes()));
+        let spending = Spending::of(&way.permit, handles, model);
+        Ok(Self { meter, desk, events: Events::of(upstream.provider, way.operation), spending })
     }
 }
 
@@ -118,6 +124,15 @@ struct Messages {
 impl Messages {
     fn editor(&self) -> Option<Editor> {
         self.policy.read_message(self.provider, &self.host, &self.path)
+    }
+}
+
+/// For sockets whose messages need no reading but for their limits.
+struct Unread;
+
+impl Desk for Unread {
+    fn open(&mut self) -> Option<Box<dyn Edit>> {
+        None
     }
 }
 

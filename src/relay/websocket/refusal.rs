@@ -4,6 +4,9 @@
 use super::frames::opcode;
 use super::frames::server_frame;
 use super::judged::Stop;
+use crate::limits::Kind;
+use crate::limits::Limit;
+use crate::limits::Period;
 use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::retention::Denied;
@@ -36,12 +39,19 @@ impl Events {
 
     /// The event, as a whole frame.
     pub(super) fn error(self, why: Stop) -> Option<Vec<u8>> {
-        let Stop::Denied(denied) = why else { return None };
-        let (code, message) = (code(denied), message(denied));
-        let error = format!(r#""error":{{"type":"invalid_request_error","code":"{code}","message":"{message}""#);
+        let (status, kind, code, message) = match why {
+            Stop::Denied(denied) => (403, "invalid_request_error", code(denied), message(denied)),
+            Stop::Limited(limit) => {
+                let spent = matches!(limit, Limit::Budget(..));
+                let code = if spent { "insufficient_quota" } else { "rate_limit_exceeded" };
+                (429, if spent { code } else { "rate_limit_error" }, code, limit_message(limit))
+            }
+            Stop::Protocol => return None,
+        };
+        let error = format!(r#""error":{{"type":"{kind}","code":"{code}","message":"{message}""#);
         let event = match self {
             // WIRE: `{"type":"error","status","error":{code,message,param,type}}`.
-            Self::Responses => format!(r#"{{"type":"error","status":403,{error},"param":null}}}}"#),
+            Self::Responses => format!(r#"{{"type":"error","status":{status},{error},"param":null}}}}"#),
             Self::Realtime => format!(r#"{{"type":"error",{error}}}}}"#),
             Self::None => return None,
         };
@@ -53,6 +63,7 @@ impl Events {
 pub(super) fn close(why: Stop) -> Vec<u8> {
     let (status, reason) = match why {
         Stop::Denied(denied) => (CLOSE_POLICY, message(denied)),
+        Stop::Limited(limit) => (CLOSE_POLICY, limit_message(limit)),
         Stop::Protocol => (CLOSE_PROTOCOL, "The frames are not those of RFC 6455.".to_owned()),
     };
     let mut payload = status.to_be_bytes().to_vec();
@@ -71,6 +82,23 @@ fn message(denied: Denied) -> String {
         Denied::Encoding => "Not sent on: the message's encoding is not known.".to_owned(),
         Denied::TooLarge => "Not sent on: the message is too large.".to_owned(),
         Denied::Thread => "Not sent on: message threads are not allowed; send the whole history.".to_owned(),
+    }
+}
+
+/// The same of a limit.
+fn limit_message(limit: Limit) -> String {
+    let of = |kind| match kind {
+        Kind::Requests => "requests",
+        Kind::InputTokens => "input tokens",
+        Kind::OutputTokens => "output tokens",
+        Kind::Tokens => "tokens",
+        Kind::Money => "money",
+    };
+    match limit {
+        Limit::Concurrency => "Not sent on: the limit of open streams is reached.".to_owned(),
+        Limit::Rate(kind) => format!("Not sent on: the limit of {} is reached. Try again later.", of(kind)),
+        Limit::Budget(kind, Period::Day) => format!("Not sent on: the day's budget of {} is used up.", of(kind)),
+        Limit::Budget(kind, Period::Month) => format!("Not sent on: the month's budget of {} is used up.", of(kind)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Two directions of frames behind an upgrade, and who watches over them.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -12,16 +13,21 @@ use hyper::rt::Write;
 use hyper::upgrade::Upgraded;
 
 use super::Peer;
+use super::Unread;
 use super::Watched;
 use super::frames::FrameWalker;
 use super::frames::Look;
 use super::frames::opcode;
 use super::frames::server_frame;
+use super::judged::Desk;
+use super::judged::Gate;
 use super::judged::Judge;
 use super::judged::Stop;
 use super::judged::Stopped;
 use super::refusal;
 use super::refusal::Events;
+use super::spending::Purse;
+use super::spending::Spending;
 use crate::drain::Phase;
 use crate::hygiene::io::HyperIo;
 use crate::hygiene::wipe::wipe;
@@ -308,6 +314,8 @@ pub(super) struct Tunnel {
     /// What it is, then.
     closing_outcome: Outcome,
     events: Events,
+    /// `None`: nobody is limited.
+    spending: Option<Rc<Spending>>,
     _open: crate::upstream::OpenLine,
 }
 
@@ -321,7 +329,10 @@ impl Tunnel {
         silence_max: Duration,
         watched: Watched,
     ) -> Self {
-        let judge = watched.desk.map(|desk| Box::new(Judge::new(desk, None)));
+        let spending = watched.spending;
+        let desk = watched.desk.or_else(|| spending.is_some().then(|| Box::new(Unread) as Box<dyn Desk>));
+        let gate = spending.clone().map(|spending| Box::new(Purse(spending)) as Box<dyn Gate>);
+        let judge = desk.map(|desk| Box::new(Judge::new(desk, gate)));
         Self {
             client,
             upstream: HyperIo::new(switched.transport),
@@ -335,6 +346,7 @@ impl Tunnel {
             closing_since: None,
             closing_outcome: Outcome::Ok,
             events: watched.events,
+            spending,
             _open: switched.open,
         }
     }
@@ -344,6 +356,7 @@ impl Tunnel {
         let outcome = std::future::poll_fn(|cx| {
             let moved = self.poll_directions(cx);
             self.name_model();
+            self.look_at_spending();
             if let Poll::Ready(outcome) = moved {
                 return Poll::Ready(outcome);
             }
@@ -384,6 +397,9 @@ impl Tunnel {
                 if outcome == Outcome::UpstreamCut { FailureReason::Reset } else { FailureReason::IdleTimeout };
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
+        if let Some(spending) = self.spending.as_ref().filter(|spending| spending.asked() > 0) {
+            self.tally.asked(spending.asked());
+        }
         if let Some(meter) = &mut self.down.meter {
             let report = meter.finish();
             self.tally.metered(&report);
@@ -391,6 +407,12 @@ impl Tunnel {
         }
         self.tally.websocket_bytes(self.up.bytes, self.down.bytes);
         self.tally.settle(outcome);
+    }
+
+    fn look_at_spending(&self) {
+        if let (Some(spending), Some(meter)) = (&self.spending, &self.down.meter) {
+            spending.look(meter);
+        }
     }
 
     /// Looks the model up as soon as it has a name, so that nobody keeps the name.
@@ -454,7 +476,7 @@ impl Tunnel {
     /// socket goes on without; else both sides are closed in order.
     fn stop(&mut self, stopped: Stopped) {
         let guard = match stopped.why {
-            Stop::Denied(_) => Guard::MessageRefused,
+            Stop::Denied(_) | Stop::Limited(_) => Guard::MessageRefused,
             Stop::Protocol => Guard::BadFraming,
         };
         self.tally.handles().guard(guard).inc();
@@ -471,7 +493,7 @@ impl Tunnel {
                 let frames = [event.unwrap_or_default(), refusal::close(stopped.why)].concat();
                 self.down.put_aside(frames, true);
                 self.up.close(match stopped.why {
-                    Stop::Denied(_) => refusal::CLOSE_POLICY,
+                    Stop::Denied(_) | Stop::Limited(_) => refusal::CLOSE_POLICY,
                     Stop::Protocol => refusal::CLOSE_PROTOCOL,
                 });
                 self.closing_since = Some(Instant::now());
@@ -521,6 +543,9 @@ impl Tunnel {
             || now.saturating_duration_since(self.last_byte) >= self.silence_max
         {
             return Some(Outcome::UpstreamTimeout);
+        }
+        if self.spending.as_ref().is_some_and(|spending| spending.must_be_cut()) {
+            return Some(Outcome::Limited);
         }
         if let Some(since) = self.closing_since {
             return (now.saturating_duration_since(since) >= CLOSE_TIMEOUT).then_some(self.closing_outcome);
