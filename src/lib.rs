@@ -115,6 +115,12 @@ fn init_log(config: &Arc<config::Config>) {
     telemetry::log::init(format, level);
 }
 
+/// The door for `benches/admission.rs`; in no release build.
+#[cfg(feature = "skip-measures")]
+pub mod admission_bench {
+    pub use crate::admission::bench::Bench;
+}
+
 /// Doors for the fuzz targets; not in any other build.
 #[cfg(fuzzing)]
 pub mod fuzzing {

@@ -48,6 +48,8 @@ pub(crate) struct Grant {
 /// All keys of a file for one configuration.
 pub(crate) struct Keys {
     ring: Keyring<Arc<Grant>>,
+    /// How many keys that can be used relax each retention rule.
+    pub(super) relaxing: Vec<(Rule, usize)>,
     pub(crate) series: Arc<KeySeries>,
 }
 
@@ -112,7 +114,8 @@ impl Keys {
     ) -> Result<Option<Self>, KeysFault> {
         let Some(settings) = &config.keys else { return Ok(None) };
         let records = keys::read(&settings.file).map_err(KeysFault::File)?;
-        for record in &records {
+        // What a revoked key names is nobody's concern.
+        for record in records.iter().filter(|record| record.revoked.is_none()) {
             let known = |plan: &String| config.plans.iter().any(|known| known.name == *plan);
             if !record.plan.as_ref().is_none_or(known) {
                 return Err(KeysFault::Plan { id: record.id.clone() });
@@ -125,6 +128,7 @@ impl Keys {
                 return Err(KeysFault::Rule { id: record.id.clone() });
             }
         }
+        let relaxing = relaxing(&records, unix);
         let per_key = config.metrics.as_ref().map_or(0, |metrics| metrics.keys_max);
         let active = |record: &&Record| record.is_active(unix);
         let labels = records.iter().filter(active).map(|record| record.label.as_str());
@@ -145,7 +149,7 @@ impl Keys {
             Ok::<_, std::convert::Infallible>(Arc::new(grant))
         });
         let Ok(ring) = ring;
-        Ok(Some(Self { ring, series }))
+        Ok(Some(Self { ring, series, relaxing }))
     }
 
     /// What the key `text` grants at `unix`, seconds since 1970.
@@ -165,6 +169,16 @@ impl Keys {
     pub(crate) fn grants(&self) -> impl Iterator<Item = &Arc<Grant>> {
         self.ring.grants()
     }
+}
+
+fn relaxing(records: &[Record], unix: i64) -> Vec<(Rule, usize)> {
+    let mut counts: Vec<_> = Rule::ALL.iter().map(|rule| (*rule, 0)).collect();
+    for record in records.iter().filter(|record| !record.allow.is_empty() && record.is_active(unix)) {
+        for (rule, count) in &mut counts {
+            *count += usize::from(record.allow.iter().any(|word| word == EVERY_RULE || word == rule.as_str()));
+        }
+    }
+    counts
 }
 
 /// Makes grants, and shares between them what many have in common.

@@ -9,6 +9,8 @@
 //! is, gives that back and writes down what was used.
 
 mod back_off;
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 pub(crate) mod clock;
 mod credential;
 mod grant;
@@ -29,6 +31,7 @@ use std::time::Instant;
 
 use http::HeaderMap;
 use http::HeaderName;
+use http::HeaderValue;
 
 use crate::config::Config;
 use crate::config::OnBudget;
@@ -505,6 +508,9 @@ impl Admission {
         if let Some(keys) = keys {
             let (active, revoked) = keys.count(unix);
             self.handles.process().set_api_keys(active, revoked);
+            for (rule, count) in &keys.relaxing {
+                self.handles.process().set_relaxed_by_keys(*rule, *count);
+            }
         }
     }
 }
@@ -593,6 +599,9 @@ impl Permit {
         accounts.into_iter().for_each(|name| {
             headers.remove(name);
         });
+        // It is the operator's account that asks, not the caller's application.
+        headers.insert(http::header::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.remove("x-goog-api-client");
         let header = provider_keys::header_of(provider, path, self.config().key_header);
         if let Some((name, value)) = self.admission.upstreams[self.upstream].keys.header(picked, header) {
             headers.insert(name, value);

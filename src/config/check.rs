@@ -19,6 +19,7 @@ use super::*;
 use crate::keys;
 use crate::keys::Record;
 use crate::limits::Kind;
+use crate::retention::EVERY_RULE;
 use crate::retention::Models;
 use crate::retention::RuleSet;
 use crate::retention::Usage;
@@ -112,6 +113,15 @@ pub(super) fn check(
         fingerprint: fingerprint(raw),
     };
     Some(Checked { config, keys: keys_count })
+}
+
+/// Which rules of the retention policy keys relax, and how many of them do.
+fn relaxing(records: &[Record]) -> Vec<(Rule, usize)> {
+    let relaxes = |record: &&Record, rule: Rule| {
+        record.revoked.is_none() && record.allow.iter().any(|word| word == EVERY_RULE || word == rule.as_str())
+    };
+    let count = |rule: &Rule| (*rule, records.iter().filter(|record| relaxes(record, *rule)).count());
+    Rule::ALL.iter().map(count).filter(|(_, keys)| *keys > 0).collect()
 }
 
 /// The checked configuration as TOML: defaults filled in, secrets masked.
@@ -674,7 +684,12 @@ impl Checker<'_> {
             hash_key
         });
         let file = self.readable(block, "file");
-        let count = file.as_deref().and_then(|file| self.key_file(block, file, plans, names));
+        let records = file.as_deref().and_then(|file| self.key_file(block, file, plans, names));
+        let count = records.as_ref().map(Vec::len);
+        let relaxing = records.as_deref().map(relaxing).unwrap_or_default();
+        for (rule, keys) in &relaxing {
+            self.doubts.push(Fault { span: block.span_of("file"), cause: Cause::RelaxedByKeys(*rule, *keys) });
+        }
         let key_plan = self.plan(block, "plan", plans);
         let account_plan = self.plan(block, "account_plan", plans);
         let keys = || {
@@ -689,13 +704,14 @@ impl Checker<'_> {
                 },
                 account_plan,
                 key_plan,
+                relaxing,
             })
         };
         (keys(), count)
     }
 
-    /// How many keys are in the file, all of which name what is there.
-    fn key_file(&mut self, block: &Block, file: &Path, plans: &Names, upstreams: &Names) -> Option<usize> {
+    /// The keys of the file, all of which name what is there.
+    fn key_file(&mut self, block: &Block, file: &Path, plans: &Names, upstreams: &Names) -> Option<Vec<Record>> {
         let span = block.span_of("file");
         let mode = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
         if mode & 0o022 != 0 {
@@ -717,6 +733,10 @@ impl Checker<'_> {
         // What is there under a mistyped name is one problem, not one for each key.
         let whole = [plans, upstreams].map(|names| !names.spans.is_empty() || !self.mistyped(names.section.path));
         let unknown = |record: &Record| {
+            // Nobody asks what a revoked key may do.
+            if record.revoked.is_some() {
+                return None;
+            }
             let is_there = |names: &Names, name: &String| {
                 names.places.contains_key(name) || !whole[usize::from(std::ptr::eq(names, upstreams))]
             };
@@ -728,7 +748,7 @@ impl Checker<'_> {
         for (line, record, (what, of)) in wrong.take(KEY_FAULTS_MAX) {
             self.fault(span.clone(), Cause::KeyNames { line, id: record.id.clone(), what, of });
         }
-        Some(records.len())
+        Some(records.into_iter().map(|(_, record)| record).collect())
     }
 
     fn admission(&mut self, block: &Block) -> Option<Admission> {

@@ -250,6 +250,8 @@ pub(crate) struct Keys {
     pub(crate) account_plan: Option<usize>,
     /// Place of the plan of keys that name none. `None`: no limits.
     pub(crate) key_plan: Option<usize>,
+    /// Retention rules that keys of the file relax, and how many keys do. As the file was when this was read.
+    pub(crate) relaxing: Vec<(Rule, usize)>,
 }
 
 /// `keys.on_revoke`

@@ -165,6 +165,8 @@ pub(super) enum Cause {
         help: Option<&'static str>,
     },
     /// A rule of the retention policy that is not in force; `None`: none is.
+    /// So many keys relax it.
+    RelaxedByKeys(Rule, usize),
     Relaxed(Option<Rule>),
     Syntax(SyntaxWords),
     TooMany(&'static Section),
@@ -235,6 +237,10 @@ impl Cause {
             Self::Relaxed(Some(rule)) => {
                 let (name, says) = (rule.as_str(), rule.says());
                 format!("the retention rule `{name}` is relaxed: requests may ask the provider for {says}")
+            }
+            Self::RelaxedByKeys(rule, keys) => {
+                let (name, says, plural) = (rule.as_str(), rule.says(), if *keys == 1 { "" } else { "s" });
+                format!("{keys} key{plural} relax{} the retention rule `{name}`: requests may ask the provider for {says}", if *keys == 1 { "es" } else { "" })
             }
             Self::Relaxed(None) => "all retention rules are relaxed: requests are passed on as they come".to_owned(),
             Self::NotRepeated(section) => {

@@ -235,8 +235,14 @@ pub(super) fn retention(config: &Config) -> Vec<Line> {
             .filter(|upstream| upstream.relaxed().any(|relaxed| relaxed == *rule))
             .map(|upstream| upstream.name.as_str())
             .collect();
-        let says = format!("retention rule relaxed for {}", upstreams.join(", "));
-        (!upstreams.is_empty()).then(|| Line::new(rule.as_str(), State::Attention, says))
+        let keys = config.keys.iter().flat_map(|keys| &keys.relaxing).find(|(relaxed, _)| relaxed == rule);
+        let mut whose = upstreams.join(", ");
+        if let Some((_, keys)) = keys {
+            let plural = if *keys == 1 { "" } else { "s" };
+            whose.push_str(&format!("{}{keys} key{plural}", if whose.is_empty() { "" } else { " and " }));
+        }
+        let says = format!("retention rule relaxed for {whose}");
+        (!whose.is_empty()).then(|| Line::new(rule.as_str(), State::Attention, says))
     });
     let mut lines: Vec<Line> = relaxed.collect();
     if lines.is_empty() {

@@ -97,11 +97,6 @@ impl Way {
         billed_api(self.upstream_config().provider, method, self.operation, &self.path)
     }
 
-    /// A managed caller's application is none of the provider's business: it is the operator's account that asks.
-    fn privacy(&self) -> config::Privacy {
-        self.upstream_config().privacy
-    }
-
     fn body_bytes_max(&self) -> u64 {
         let limits = &self.config.limits;
         let default = if self.operation.uploads() { limits.upload_bytes } else { limits.body_bytes };
@@ -159,7 +154,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
             way.tally.requested(model.as_bytes());
         }
     }
-    let mut headers = head::request_headers(parts.headers, way.privacy(), empty);
+    let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, empty);
     way.permit.present(way.upstream_config().provider, &way.path, &mut headers);
     let head = RequestHead { method: parts.method, path: std::mem::take(&mut way.path), headers };
     let sent = Instant::now();

@@ -300,6 +300,7 @@ pub(crate) struct ProcessMetrics {
     guards: ByLabel<Guard, IntCounter>,
     overhead: ByLabel<Phase, LazyHistogram>,
     /// Tokens that were settled beyond what had been reserved.
+    relaxed_by_keys: ByLabel<Rule, IntGauge>,
     pub(crate) limit_overrun_tokens: IntCounter,
     /// On disk.
     pub(crate) usage_events_written: IntCounter,
@@ -332,6 +333,7 @@ impl ProcessMetrics {
             }),
             guards: ByLabel::new(|guard: Guard| families.guards.with_label_values(&[guard.as_str()])),
             overhead: ByLabel::new(|phase: Phase| LazyHistogram::new(&families.overhead, [phase.into()])),
+            relaxed_by_keys: ByLabel::new(|rule: Rule| families.rules_relaxed_by_keys.with_label_values(&[rule.as_str()])),
             limit_overrun_tokens: families.limit_overrun_tokens.clone(),
             usage_events_written: families.usage_events.with_label_values(&[EventResult::Written.as_str()]),
             usage_events_lost: families.usage_events.with_label_values(&[EventResult::Lost.as_str()]),
@@ -361,6 +363,11 @@ impl ProcessMetrics {
     /// A limit let a request through, or did not.
     pub(crate) fn limit_decided(&self, limit: LimitLabel, decision: Decision) {
         self.limit_decisions.get(limit).get(decision).inc();
+    }
+
+    /// How many client keys relax a retention rule.
+    pub(crate) fn set_relaxed_by_keys(&self, rule: Rule, keys: usize) {
+        self.relaxed_by_keys.get(rule).set(gauge_value(keys));
     }
 
     /// How many client keys there are now.
@@ -975,6 +982,7 @@ struct Families {
     upstream_failures: IntCounterVec,
     upstream_retries: IntCounterVec,
     rules_relaxed: IntGaugeVec,
+    rules_relaxed_by_keys: IntGaugeVec,
     retention_refusals: IntCounterVec,
 
     authentication_failures: IntCounterVec,
@@ -1172,6 +1180,11 @@ impl Families {
                 "nullhop_retention_rules_relaxed",
                 &["upstream", Rule::NAME],
                 "Which retention rules are relaxed (1) by configuration?",
+            ),
+            rules_relaxed_by_keys: gauges(
+                "nullhop_retention_rules_relaxed_by_keys",
+                &[Rule::NAME],
+                "How many keys relax a retention rule?",
             ),
             retention_refusals: counters(
                 "nullhop_retention_refusals_total",

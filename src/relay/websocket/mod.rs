@@ -197,7 +197,7 @@ pub(crate) async fn upgrade(
     let (parts, body) = request.into_parts();
     let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes(), None);
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
-    let mut headers = head::request_headers(parts.headers, way.privacy(), false);
+    let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(header::ACCEPT_ENCODING);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -1,0 +1,134 @@
+//! What admission costs: the door for `benches/admission.rs`, in no other build.
+
+use std::cell::Cell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use http::HeaderMap;
+use http::HeaderValue;
+use http::header;
+
+use super::Admission;
+use super::Asked;
+use super::Charged;
+use super::Clock;
+use super::Keys;
+use super::Shared;
+use super::Used;
+use super::Worker;
+use super::clock;
+use crate::config::Config;
+use crate::keys;
+use crate::keys::Record;
+use crate::keys::Track;
+use crate::provider::Operation;
+use crate::provider::Provider;
+use crate::retention::Facts;
+use crate::telemetry::labels::Outcome;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::Names;
+use crate::telemetry::models::ModelId;
+use crate::upstream::Approve;
+
+/// An admission with many keys, each with limits of its own, of its account and of the upstream.
+pub struct Bench {
+    config: Arc<Config>,
+    registry: Metrics,
+    shared: Arc<Shared>,
+    admission: Arc<Admission>,
+    /// `None` before the first [`Bench::reload`].
+    keys: Option<Arc<Keys>>,
+    worker: Worker,
+    heads: Vec<HeaderMap>,
+}
+
+impl Bench {
+    /// With so many keys, whose file stands in `folder`.
+    pub fn new(folder: &Path, count: usize) -> Self {
+        let secret = "0123456789abcdef0123456789abcdef";
+        std::fs::write(folder.join("keys.secret"), secret).expect("written");
+        std::fs::write(folder.join("provider.key"), "sk-operator").expect("written");
+        let hash_key = keys::HashKey::new(&crate::hygiene::Secret::new(secret.as_bytes().to_vec())).expect("long enough");
+        let _ = std::fs::remove_file(folder.join("keys.jsonl"));
+        let mut heads = Vec::new();
+        keys::change(&folder.join("keys.jsonl"), |records| {
+            for number in 0..count {
+                let text = keys::generate().expect("random");
+                records.push(Record {
+                    id: format!("k{number:010}"),
+                    hash: hash_key.hash(text.as_bytes()),
+                    label: format!("label-{number}"),
+                    account: Some(format!("account-{}", number % 100)),
+                    plan: Some("plan".to_owned()),
+                    track: Track::Managed,
+                    upstreams: Vec::new(),
+                    models: Vec::new(),
+                    allow: Vec::new(),
+                    usage: None,
+                    created: None,
+                    expires: None,
+                    revoked: None,
+                });
+                let mut head = HeaderMap::new();
+                let value = HeaderValue::from_str(&format!("Bearer {}", &**text)).expect("a value");
+                head.insert(header::AUTHORIZATION, value);
+                heads.push(head);
+            }
+        })
+        .expect("written");
+        let text = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"keys.secret\" }\naccount_plan = \"plan\"\n\
+                    [[plan]]\nname = \"plan\"\nconcurrency = 1000000\nrates = [\"1G requests/1m\", \"1G tokens/1m\"]\n\
+                    budgets = [\"1G tokens/day\", \"1000000 usd/month\"]\n\
+                    [[price]]\nmodels = [\"gpt-5*\"]\ninput = \"1.25\"\noutput = \"10\"\n\
+                    [journal]\nenabled = false\n\
+                    [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nplan = \"plan\"\n\
+                    [[upstream.key]]\nsecret = { file = \"provider.key\" }\n";
+        let Ok(loaded) = Config::from_toml(text, folder, "bench") else { panic!("the configuration is right") };
+        let config = loaded.config;
+        let registry = Metrics::new(None);
+        let names = Names::new(["main"], [], [("openai", Provider::Openai)]).expect("names");
+        let handles = Arc::new(registry.bind(&names));
+        let shared = Arc::new(Shared::default());
+        let now = clock::nanos(Instant::now());
+        let admission = Arc::new(Admission::new(&config, &shared, &handles, now));
+        let clock = Rc::new(Clock::new(jiff::tz::TimeZone::UTC));
+        let worker = Worker { clock, lag: Rc::new(Cell::new(Duration::ZERO)) };
+        Self { config, registry, shared, admission, keys: None, worker, heads }
+    }
+
+    /// Looks the key of a place up.
+    pub fn look_up(&self, place: usize) -> bool {
+        let value = self.heads[place % self.heads.len()][header::AUTHORIZATION].as_bytes();
+        self.keys.as_ref().is_some_and(|keys| keys.find(&value[7..], 0).is_ok())
+    }
+
+    /// Admits a request of the key of a place, lets its body through, and settles.
+    pub fn admit_and_settle(&self, place: usize) {
+        let asked = Asked {
+            headers: &self.heads[place % self.heads.len()],
+            query: None,
+            upstream: 0,
+            billed: true,
+            operation: Operation::ChatCompletions,
+            body_bytes: Some(4096),
+            upgrade: false,
+            address: None,
+        };
+        let Ok(permit) = self.admission.admit(self.keys.as_ref(), &self.worker, &asked) else { panic!("admitted") };
+        let facts = Facts { stream: true, usage_added: false, output_tokens_max: Some(500) };
+        assert!(permit.approve(&facts, None, 4096));
+        let tokens = Charged { uncached: 900, cache_read: 100, response: 200, ..Charged::default() };
+        permit.settle(&Used { tokens, side: 0, model: ModelId::OTHER, outcome: Outcome::Ok, requests: 1 });
+    }
+
+    /// Reads the file of keys again.
+    pub fn reload(&mut self) {
+        let now = clock::nanos(Instant::now());
+        let keys = Keys::load(&self.config, &self.shared.ledger, &self.registry, now, 0).ok().flatten().expect("keys");
+        self.keys = Some(Arc::new(keys));
+        self.shared.close_absent(self.keys.as_ref());
+    }
+}
