@@ -41,6 +41,7 @@ use crate::hygiene::io::HyperIo;
 use crate::relay;
 use crate::relay::AnswerBody;
 use crate::relay::Peer;
+use crate::relay::Recorder;
 use crate::relay::Refused;
 use crate::relay::StallMark;
 use crate::relay::StreamCut;
@@ -88,6 +89,8 @@ pub(crate) struct Snapshot {
     pub(crate) routes: Arc<Routes>,
     pub(crate) handles: Arc<Handles>,
     pub(crate) upstreams: Vec<Rc<Upstream>>,
+    /// Where records of exchanges go; `None` without a journal.
+    pub(crate) recorder: Option<Rc<Recorder>>,
 }
 
 impl Snapshot {
@@ -234,7 +237,7 @@ impl Server {
         stall: StallMark,
     ) -> Response<AnswerBody> {
         let snapshot = self.snapshot();
-        let mut tally = Tally::open(snapshot.handles.clone(), Instant::now());
+        let mut tally = Tally::open(snapshot.handles.clone(), snapshot.recorder.clone(), Instant::now());
         admission::protect_credentials(request.headers_mut());
         let upgrade = relay::is_upgrade(&request);
 
@@ -481,7 +484,7 @@ mod tests {
     fn a_panic_is_counted_as_ours() {
         let metrics = crate::telemetry::metrics::Metrics::new(None);
         let names = crate::telemetry::metrics::Names::new(["main"], [], []).unwrap();
-        let tally = Tally::open(Arc::new(metrics.bind(&names)), Instant::now());
+        let tally = Tally::open(Arc::new(metrics.bind(&names)), None, Instant::now());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(or_if_it_panics(
             async move {
