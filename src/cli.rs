@@ -358,6 +358,11 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
             "warnings": warnings,
             "listeners": config.listeners.len(),
             "upstreams": upstreams,
+            "plans": config.plans.len(),
+            "accounts": config.accounts.len(),
+            "prices": config.prices.len(),
+            "keys": loaded.keys,
+            "journal": config.journal.as_ref().map(|journal| journal.folder.display().to_string()),
         });
         writeln!(out, "{said:#}")?;
         return Ok(0);
@@ -365,18 +370,24 @@ fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Resu
     for warning in &loaded.warnings {
         writeln!(err, "{warning}")?;
     }
-    writeln!(
-        out,
-        "{} is valid: {}, {}",
-        args.config.display(),
-        counted(config.listeners.len(), "listener"),
-        counted(config.upstreams.len(), "upstream"),
-    )?;
+    let parts = [(config.plans.len(), "plan"), (config.accounts.len(), "account"), (config.prices.len(), "price")];
+    let mut said =
+        format!("{}, {}", counted(config.listeners.len(), "listener"), counted(config.upstreams.len(), "upstream"),);
+    for (count, noun) in parts.into_iter().filter(|(count, _)| *count > 0) {
+        said.push_str(&format!(", {}", counted(count, noun)));
+    }
+    writeln!(out, "{} is valid: {said}", args.config.display())?;
     let width = config.upstreams.iter().map(|u| u.name.len()).max().unwrap_or(0);
     for (upstream, urls) in &upstreams {
         for url in urls {
             writeln!(out, "  {:width$}  {url}", upstream.name)?;
         }
+    }
+    if let (Some(keys), Some(count)) = (&config.keys, loaded.keys) {
+        writeln!(out, "{} in {}", counted(count, "key"), keys.file.display())?;
+    }
+    if let Some(journal) = &config.journal {
+        writeln!(out, "usage events go to {}", journal.folder.display())?;
     }
     Ok(0)
 }
@@ -566,6 +577,24 @@ mod tests {
         assert_eq!(code, 0);
         assert!(err.starts_with("warning: [metrics] is open"));
         assert!(out.ends_with("1 upstream\n  t  https://e.example/t\n  t  https://t.example\n"), "{out}");
+
+        let keys = folder.join("keys.jsonl");
+        fs::write(&keys, format!("{{\"id\":\"k1\",\"hash\":\"{}\",\"label\":\"l\"}}\n", "ab".repeat(32))).unwrap();
+        fs::write(folder.join("secret"), "x".repeat(32)).unwrap();
+        let text = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"secret\" }\n[[plan]]\nname = \"p\"\n\
+                    [[upstream]]\nname = \"o\"\nprovider = \"openai\"\n[[upstream.key]]\nsecret = { file = \"secret\" }\n\
+                    [journal]\nfolder = \"j\"\n";
+        fs::write(&file, text).unwrap();
+        let (code, out, _) = said(&["check", "-c", path]);
+        let expected = format!(
+            "{path} is valid: 1 listener, 1 upstream, 1 plan\n  o  https://127.0.0.1:8443/o/v1\n1 key in {}\nusage events go to {}\n",
+            keys.display(),
+            folder.join("j").display(),
+        );
+        assert_eq!((code, out), (0, expected));
+        let json: serde_json::Value = serde_json::from_str(&said(&["check", "-c", path, "--json"]).1).unwrap();
+        assert_eq!((&json["keys"], &json["plans"], &json["accounts"]), (&1.into(), &1.into(), &0.into()));
+        assert_eq!(json["journal"], folder.join("j").display().to_string());
 
         fs::write(&file, "[metrics]\ntoken = \"sesame\"").unwrap();
         let (code, out, err) = said(&["check", "-c", path]);

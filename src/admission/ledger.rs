@@ -204,9 +204,9 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::limits::Limit;
     use crate::limits::Rate;
-    use super::*;
 
     const SECOND: u64 = 1_000_000_000;
     const CALENDAR: Calendar = Calendar { day: 1, month: 1, day_ends: u64::MAX, month_ends: u64::MAX };

@@ -1,6 +1,7 @@
 //! [`RawConfig`] to [`Config`]: the checks that look at more than one key, and the files.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
@@ -9,11 +10,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use super::parse::closest;
 use super::parse::{Block, RawConfig, SecretSource, Value};
-use super::report::{Cause, Fault, Span};
-use super::table::{SECTIONS, Section};
+use super::report::{Cause, Fault, Near, Span};
+use super::table::{self, LIMITS_MAX, Section};
 use super::value;
 use super::*;
+use crate::keys;
+use crate::keys::Record;
+use crate::limits::Kind;
 use crate::retention::Models;
 use crate::retention::RuleSet;
 use crate::retention::Usage;
@@ -28,6 +33,13 @@ pub(super) struct Surroundings<'s> {
     pub variable: &'s dyn Fn(&str) -> Option<OsString>,
 }
 
+/// A configuration without faults.
+pub(super) struct Checked {
+    pub config: Config,
+    /// Keys in the file that `[keys]` names.
+    pub keys: Option<usize>,
+}
+
 /// Faults go to `faults`, what works but should be otherwise to `doubts`. The configuration comes
 /// back only if there are no faults, earlier ones included.
 pub(super) fn check(
@@ -35,7 +47,7 @@ pub(super) fn check(
     surroundings: &Surroundings<'_>,
     faults: &mut Vec<Fault>,
     doubts: &mut Vec<Fault>,
-) -> Option<Config> {
+) -> Option<Checked> {
     raw.fill_in();
     let mut checker = Checker {
         surroundings,
@@ -55,7 +67,15 @@ pub(super) fn check(
     let server = raw.one("server");
     let hosts = checker.hosts(server);
     let drain = checker.drain(raw.one("drain"));
-    let upstreams = checker.upstreams(raw);
+    let plan_names = checker.names(raw, "plan");
+    let upstream_names = checker.names(raw, "upstream");
+    let plans = checker.plans(raw);
+    let accounts = checker.accounts(raw, &plan_names);
+    let upstreams = checker.upstreams(raw, &plan_names);
+    let prices = checker.prices(raw, &upstream_names);
+    let (keys, keys_count) = checker.keys(raw, &plan_names, &upstream_names, &upstreams);
+    let admission = checker.admission(raw.one("admission"));
+    let journal = checker.journal(raw);
     if !checker.faults.is_empty() {
         return None;
     }
@@ -66,7 +86,7 @@ pub(super) fn check(
         0 => thread::available_parallelism().map_or(1, |n| n.get().min(256)),
         n => n as usize,
     };
-    Some(Config {
+    let config = Config {
         node: Node { pop: raw.one("node").text("pop").map(str::to_owned) },
         runtime: Runtime { workers },
         listeners,
@@ -82,22 +102,16 @@ pub(super) fn check(
         log: log(raw.one("log")),
         memory: memory(raw.one("memory")),
         upstreams,
-        keys: None,
-        admission: Admission {
-            time_zone: jiff::tz::TimeZone::UTC,
-            reserve_input_tokens: 2048,
-            reserve_output_tokens: 4096,
-            wrong_keys_per_minute: 10,
-            streams: 20_000,
-            lag_max: Duration::from_millis(250),
-        },
-        plans: Vec::new(),
-        accounts: Vec::new(),
-        prices: Vec::new(),
-        journal: None,
+        keys,
+        admission: admission?,
+        plans,
+        accounts,
+        prices,
+        journal,
         readable,
         fingerprint: fingerprint(raw),
-    })
+    };
+    Some(Checked { config, keys: keys_count })
 }
 
 /// The checked configuration as TOML: defaults filled in, secrets masked.
@@ -147,13 +161,28 @@ impl RawConfig {
     /// The defaults that depend on other keys, and the listener when there is none.
     fn fill_in(&mut self) {
         if self.all("listener").next().is_none() {
-            let section = SECTIONS.iter().find(|s| s.path == "listener");
-            let mut block = Block::defaults(section.expect("it is in the table"), None);
+            let mut block = Block::defaults(table::section("listener"), None);
             block.set("address", Value::Address(([127, 0, 0, 1], 8443).into()));
             let before = self.blocks.iter().position(|b| b.section.path == "tls");
             self.blocks.insert(before.unwrap_or(0), block);
         }
+        for block in self.blocks.iter_mut().filter(|b| b.section.path == "price") {
+            for (key, like) in [("cache_read", "input"), ("cache_write", "input"), ("reasoning", "output")] {
+                if let (false, Some(price)) = (block.is_written(key), block.text(like)) {
+                    let price = price.to_owned();
+                    block.set(key, Value::Text(price));
+                }
+            }
+        }
         for block in self.blocks.iter_mut().filter(|b| b.section.path == "upstream") {
+            if !block.is_written("access") {
+                let access = if block.below("upstream.key").next().is_some() { "managed" } else { "byok" };
+                block.set("access", Value::Text(access.to_owned()));
+            }
+            let keys = block.children.iter_mut().filter(|child| child.section.path == "upstream.key");
+            for (place, key) in keys.enumerate().filter(|(_, key)| !key.is_written("name")) {
+                key.set("name", Value::Text(format!("key-{}", place + 1)));
+            }
             if !block.is_written("prefix")
                 && let Some(name) = block.text("name")
             {
@@ -201,6 +230,14 @@ fn api(provider: Provider) -> &'static str {
         Provider::Gemini | Provider::Vertex => "gemini",
         Provider::Bedrock => "bedrock",
     }
+}
+
+/// The names of all blocks of a section.
+struct Names {
+    section: &'static Section,
+    /// In file order.
+    spans: Vec<(String, Option<Span>)>,
+    places: HashMap<String, usize>,
 }
 
 struct Checker<'c> {
@@ -263,6 +300,7 @@ impl Checker<'_> {
     }
 
     fn metrics(&mut self, block: &Block) -> Option<MetricsListener> {
+        let per_key = block.bool("per_key");
         if !block.bool("enabled") {
             return None;
         }
@@ -283,7 +321,8 @@ impl Checker<'_> {
                 Some("on a quiet node, two scrapes tell the token count of one request"),
             );
         }
-        Some(MetricsListener { address, token, keys_max: 0 })
+        let keys_max = if per_key { block.number("max_keys") as usize } else { 0 };
+        Some(MetricsListener { address, token, keys_max })
     }
 
     fn models(&mut self, block: &Block) -> Vec<String> {
@@ -401,13 +440,337 @@ impl Checker<'_> {
         Drain { grace, deadline }
     }
 
-    fn upstreams(&mut self, raw: &RawConfig) -> Vec<Upstream> {
-        let mistyped = |fault: &Fault| match fault.cause {
-            Cause::UnknownSection { near, .. } => near.is_some_and(|s| s.path == "upstream"),
-            Cause::NotTable(section) | Cause::TooMany(section) => section.path == "upstream",
+    /// The names of a section's blocks. Those of plans and accounts are unique at last in `plans` and `accounts`.
+    fn names(&self, raw: &RawConfig, path: &str) -> Names {
+        let mut names = Names { section: table::section(path), spans: Vec::new(), places: HashMap::new() };
+        for (place, block) in raw.all(path).enumerate() {
+            if let Some(name) = block.text("name") {
+                names.spans.push((name.to_owned(), block.span_of("name")));
+                names.places.entry(name.to_owned()).or_insert(place);
+            }
+        }
+        names
+    }
+
+    /// The place of what a text names.
+    fn named(&mut self, at: (&Block, &'static str), span: Option<Span>, text: &str, names: &Names) -> Option<usize> {
+        let place = names.places.get(text).copied();
+        if place.is_none() {
+            let near = match closest(text, names.spans.iter().map(|(name, _)| name.as_str())) {
+                _ if names.spans.is_empty() => Near::NothingThere,
+                // The last of the same name, if there are several, which is a fault of its own.
+                Some(near) => {
+                    let (_, span) = names.spans.iter().find(|(name, _)| name == near).expect("it came from there");
+                    span.clone().map_or(Near::Nothing, Near::At)
+                }
+                None => Near::Nothing,
+            };
+            // A section that is there under a mistyped name is one problem, not two.
+            let mistyped = names.spans.is_empty() && self.mistyped(names.section.path);
+            if !mistyped {
+                let (block, key) = at;
+                self.fault(span, Cause::Unknown { key, section: block.section, of: names.section, near });
+            }
+        }
+        place
+    }
+
+    /// The place of the plan that `key` names, if it is written.
+    fn plan(&mut self, block: &Block, key: &'static str, plans: &Names) -> Option<usize> {
+        self.named((block, key), block.span_of(key), block.text(key)?, plans)
+    }
+
+    /// Whether a section is there, but under a mistyped name or in a wrong form.
+    fn mistyped(&self, path: &str) -> bool {
+        self.faults.iter().any(|fault| match fault.cause {
+            Cause::UnknownSection { near, .. } => near.is_some_and(|s| s.path == path),
+            Cause::UnknownKey { section: Some(section), near: Some(near), .. } => {
+                path.split_once('.').is_some_and(|(parent, name)| section.path == parent && name == near)
+            }
+            Cause::NotTable(section) | Cause::TooMany(section) | Cause::NotSingle(section) => section.path == path,
             _ => false,
+        })
+    }
+
+    fn plans(&mut self, raw: &RawConfig) -> Vec<Plan> {
+        self.unique(raw.all("plan"), "name");
+        raw.all("plan").filter_map(|block| self.limits(block)).collect()
+    }
+
+    fn limits(&mut self, block: &Block) -> Option<Plan> {
+        let mut rates = Vec::new();
+        for (span, text) in block.list("rates") {
+            let Ok(rate) = value::rate(text) else { continue };
+            if rates.iter().any(|known: &limits::Rate| known.kind == rate.kind && known.window == rate.window) {
+                self.invalid_at(
+                    span,
+                    block,
+                    "rates",
+                    "holds two rates of one kind in one time: one of them never counts",
+                );
+            }
+            rates.push(rate);
+        }
+        let mut budgets = Vec::new();
+        for (span, text) in block.list("budgets") {
+            let Ok(budget) = value::budget(text) else { continue };
+            if budgets.iter().any(|known: &limits::Budget| known.kind == budget.kind && known.period == budget.period) {
+                self.invalid_at(
+                    span,
+                    block,
+                    "budgets",
+                    "holds two budgets of one kind and period: one of them never counts",
+                );
+            }
+            budgets.push(limits::Budget { soft_percent: block.number("soft_percent") as u8, ..budget });
+        }
+        for (key, length) in [("rates", rates.len()), ("budgets", budgets.len())] {
+            if length > LIMITS_MAX {
+                self.invalid(block, key, "has more than 8 entries");
+            }
+        }
+        let concurrency = match block.get("concurrency") {
+            Some(Value::Integer(streams)) => Some(*streams as u32),
+            _ => None,
         };
-        if raw.all("upstream").next().is_none() && !self.faults.iter().any(mistyped) {
+        let limits = limits::Limits { concurrency, rates: rates.into(), budgets: budgets.into() };
+        Some(Plan {
+            name: block.text("name")?.to_owned(),
+            limits: Arc::new(limits),
+            on_budget: match block.text("on_budget")? {
+                "cut" => OnBudget::Cut,
+                _ => OnBudget::Finish,
+            },
+            priority: match block.text("priority")? {
+                "low" => Priority::Low,
+                "high" => Priority::High,
+                _ => Priority::Normal,
+            },
+        })
+    }
+
+    fn accounts(&mut self, raw: &RawConfig, plans: &Names) -> Vec<Account> {
+        self.unique(raw.all("account"), "name");
+        let mut accounts = Vec::new();
+        for block in raw.all("account") {
+            let plan = self.plan(block, "plan", plans);
+            if let (Some(name), Some(plan)) = (block.text("name"), plan) {
+                accounts.push(Account { name: name.to_owned(), plan });
+            }
+        }
+        accounts
+    }
+
+    fn prices(&mut self, raw: &RawConfig, upstreams: &Names) -> Vec<Price> {
+        let mut patterns: HashSet<&str> = raw.one("metrics").list("models").iter().map(|(_, text)| &**text).collect();
+        let alone = patterns.len();
+        let mut seen: HashMap<(&str, Vec<usize>), &Span> = HashMap::new();
+        let mut prices = Vec::new();
+        for block in raw.all("price") {
+            let mut places = Vec::new();
+            for (span, name) in block.list("upstreams") {
+                let Some(place) = self.named((block, "upstreams"), Some(span.clone()), name, upstreams) else {
+                    continue;
+                };
+                if places.contains(&place) {
+                    self.invalid_at(span, block, "upstreams", "names an upstream twice");
+                }
+                places.push(place);
+            }
+            for (key, why) in [
+                ("models", "is empty: nothing has this price"),
+                ("upstreams", "is empty: leave it out for all of them"),
+            ] {
+                if matches!(block.get(key), Some(Value::List(items)) if items.is_empty()) {
+                    self.invalid(block, key, why);
+                }
+            }
+            let mut sorted = places.clone();
+            sorted.sort_unstable();
+            for (span, pattern) in block.list("models") {
+                if let Some(first) = seen.get(&(pattern.as_str(), sorted.clone())) {
+                    let first = Some((*first).clone());
+                    self.fault(Some(span.clone()), Cause::Twice { key: "models", section: block.section, first });
+                    continue;
+                }
+                seen.insert((pattern, sorted.clone()), span);
+                if patterns.insert(pattern) && patterns.len() == alone.max(PATTERNS_MAX) + 1 {
+                    self.refuse(
+                        Some(span.clone()),
+                        "`models` of all [[price]] and of [metrics] are more than 63 patterns: each is a label",
+                        None,
+                    );
+                }
+            }
+            let price = |key| block.text(key).and_then(|text| value::price(text).ok());
+            let per_token = || {
+                Some(TokenPrices {
+                    input: price("input")?,
+                    cache_read: price("cache_read")?,
+                    cache_write: price("cache_write")?,
+                    output: price("output")?,
+                    reasoning: price("reasoning")?,
+                })
+            };
+            if let Some(per_token) = per_token() {
+                prices.push(Price { models: texts(block.list("models")), upstreams: places, per_token });
+            }
+        }
+        if raw.all("price").next().is_none() {
+            for block in raw.all("plan") {
+                let is_money = |(_, text): &&(Span, String)| value::budget(text).is_ok_and(|b| b.kind == Kind::Money);
+                if let Some((span, _)) = block.list("budgets").iter().find(is_money) {
+                    self.doubt(
+                        Some(span.clone()),
+                        "a budget in usd never ends while no [[price]] says what tokens cost",
+                        None,
+                    );
+                }
+            }
+        }
+        prices
+    }
+
+    /// Also how many keys the file has.
+    fn keys(
+        &mut self,
+        raw: &RawConfig,
+        plans: &Names,
+        names: &Names,
+        upstreams: &[Upstream],
+    ) -> (Option<Keys>, Option<usize>) {
+        let Some(block) = raw.all("keys").next() else {
+            let metrics = raw.one("metrics");
+            if metrics.bool("per_key") {
+                self.doubt(metrics.span_of("per_key"), "`per_key` in [metrics] does nothing without [keys]", None);
+            }
+            if raw.all("account").next().is_some() && !self.mistyped("keys") {
+                let span = raw.all("account").next().and_then(|block| block.span.clone());
+                self.doubt(span, "[[account]] does nothing without [keys]", None);
+            }
+            return (None, None);
+        };
+        let byok = upstreams.iter().any(|upstream| upstream.access.byok);
+        if block.bool("required") && !byok {
+            self.doubt(
+                block.span_of("required"),
+                "`required` in [keys] does nothing: no [[upstream]] takes callers with the provider's key",
+                None,
+            );
+        }
+        if block.bool("required") {
+            for upstream in raw.all("upstream").filter(|upstream| upstream.is_written("caller_plan")) {
+                self.doubt(
+                    upstream.span_of("caller_plan"),
+                    "`caller_plan` in [[upstream]] does nothing while `required` in [keys] is on: every caller has a key",
+                    None,
+                );
+            }
+        }
+        let hash_key = block.secret("secret").and_then(|source| {
+            let hash_key = HashKey::new(&self.secret(block, "secret", source)?);
+            if hash_key.is_none() {
+                self.invalid(block, "secret", "must have 32 bytes or more, so that nobody guesses it");
+            }
+            hash_key
+        });
+        let file = self.readable(block, "file");
+        let count = file.as_deref().and_then(|file| self.key_file(block, file, plans, names));
+        let key_plan = self.plan(block, "plan", plans);
+        let account_plan = self.plan(block, "account_plan", plans);
+        let keys = || {
+            Some(Keys {
+                file: file?,
+                hash_key: Arc::new(hash_key?),
+                header: value::header(block.text("header")?).ok()?,
+                required: block.bool("required"),
+                on_revoke: match block.text("on_revoke")? {
+                    "cut" => OnRevoke::Cut,
+                    _ => OnRevoke::Finish,
+                },
+                account_plan,
+                key_plan,
+            })
+        };
+        (keys(), count)
+    }
+
+    /// How many keys are in the file, all of which name what is there.
+    fn key_file(&mut self, block: &Block, file: &Path, plans: &Names, upstreams: &Names) -> Option<usize> {
+        let span = block.span_of("file");
+        let mode = fs::metadata(file).map_or(0, |metadata| metadata.permissions().mode());
+        if mode & 0o022 != 0 {
+            self.doubt(
+                span.clone(),
+                "other users of this machine may be able to write the file of keys, and so give themselves one",
+                Some("chmod go-w"),
+            );
+        } else if mode & 0o004 != 0 {
+            self.doubt(span.clone(), "other users of this machine may be able to read who has keys", Some("chmod o-r"));
+        }
+        let records = match keys::read_lines(file) {
+            Ok(records) => records,
+            Err(fault) => {
+                self.fault(span, Cause::KeyFile(fault));
+                return None;
+            }
+        };
+        // What is there under a mistyped name is one problem, not one for each key.
+        let whole = [plans, upstreams].map(|names| !names.spans.is_empty() || !self.mistyped(names.section.path));
+        let unknown = |record: &Record| {
+            let is_there = |names: &Names, name: &String| {
+                names.places.contains_key(name) || !whole[usize::from(std::ptr::eq(names, upstreams))]
+            };
+            let plan = record.plan.iter().find(|name| !is_there(plans, name)).map(|_| ("plan", plans.section));
+            let upstream = record.upstreams.iter().find(|name| !is_there(upstreams, name));
+            plan.or(upstream.map(|_| ("upstream", upstreams.section)))
+        };
+        let wrong = records.iter().filter_map(|(line, record)| Some((*line, record, unknown(record)?)));
+        for (line, record, (what, of)) in wrong.take(KEY_FAULTS_MAX) {
+            self.fault(span.clone(), Cause::KeyNames { line, id: record.id.clone(), what, of });
+        }
+        Some(records.len())
+    }
+
+    fn admission(&mut self, block: &Block) -> Option<Admission> {
+        Some(Admission {
+            time_zone: value::time_zone(block.text("time_zone")?).ok()?,
+            reserve_input_tokens: block.number("reserve_input_tokens"),
+            reserve_output_tokens: block.number("reserve_output_tokens"),
+            wrong_keys_per_minute: block.number("wrong_keys_per_minute") as u32,
+            streams: block.number("streams") as u32,
+            lag_max: block.duration("lag_max"),
+        })
+    }
+
+    fn journal(&mut self, raw: &RawConfig) -> Option<Journal> {
+        let block = raw.one("journal");
+        if !block.bool("enabled") {
+            return None;
+        }
+        let folder = match block.text("folder") {
+            Some(text) => self.surroundings.base_dir.join(text),
+            None if raw.all("keys").next().is_some() => self.state_folder().join("usage"),
+            None => return None,
+        };
+        if fs::metadata(&folder).is_ok_and(|metadata| !metadata.is_dir()) {
+            self.invalid(block, "folder", "is there and is not a folder");
+        }
+        Some(Journal { folder, bytes: block.number("bytes"), age: block.duration("age") })
+    }
+
+    /// Where a service keeps its state: as systemd says, or beside the configuration.
+    fn state_folder(&self) -> PathBuf {
+        let folders = (self.surroundings.variable)("STATE_DIRECTORY").map(OsStringExt::into_vec).unwrap_or_default();
+        // Several are separated by colons.
+        match folders.split(|byte| *byte == b':').next() {
+            Some(first) if !first.is_empty() => PathBuf::from(OsString::from_vec(first.to_vec())),
+            _ => self.surroundings.base_dir.to_owned(),
+        }
+    }
+
+    fn upstreams(&mut self, raw: &RawConfig, plans: &Names) -> Vec<Upstream> {
+        if raw.all("upstream").next().is_none() && !self.mistyped("upstream") {
             self.refuse(
                 None,
                 "there is no [[upstream]], so nothing to relay to",
@@ -419,7 +782,18 @@ impl Checker<'_> {
         let mut bare: HashMap<&'static str, Option<Span>> = HashMap::new();
         let mut upstreams = Vec::new();
         for block in raw.all("upstream") {
-            upstreams.extend(self.upstream(block));
+            upstreams.extend(self.upstream(block, plans));
+            let managed = block.text("access").is_some_and(|access| access != "byok");
+            if managed && raw.all("keys").next().is_none() && !self.mistyped("keys") {
+                self.refuse(
+                    block.span_of("access"),
+                    "a managed [[upstream]] needs [keys]: without, anybody who reaches this node could spend your money",
+                    Some(
+                        "write [keys] with `file` and `secret`; \
+                         `nullhop key new --keys FILE --secret FILE --label NAME` makes both, and the first key",
+                    ),
+                );
+            }
             if let (true, Some(provider)) = (block.bool("bare"), provider(block)) {
                 let span = block.span_of("bare");
                 if bare.insert(api(provider), span.clone()).is_some() {
@@ -434,7 +808,7 @@ impl Checker<'_> {
         upstreams
     }
 
-    fn upstream(&mut self, block: &Block) -> Option<Upstream> {
+    fn upstream(&mut self, block: &Block, plans: &Names) -> Option<Upstream> {
         let provider = provider(block);
         let hosts = self.hosts(block);
         let roots = match self.readable(block, "ca_file") {
@@ -461,6 +835,21 @@ impl Checker<'_> {
                 "cannot be `h2` with an http:// URL: HTTP/2 is agreed on inside TLS, and prior knowledge (h2c) is not spoken",
             );
         }
+        let access = match block.text("access") {
+            Some("managed") => Access { managed: true, byok: false },
+            Some("both") => Access { managed: true, byok: true },
+            _ => Access { managed: false, byok: true },
+        };
+        let keys = self.provider_keys(block, access);
+        let plan = self.plan(block, "plan", plans);
+        let caller_plan = self.plan(block, "caller_plan", plans);
+        if block.is_written("caller_plan") && !access.byok {
+            self.doubt(
+                block.span_of("caller_plan"),
+                "`caller_plan` in [[upstream]] does nothing: nobody comes here with the provider's key",
+                None,
+            );
+        }
         let policy = self.policy(block)?;
         Some(Upstream {
             policy,
@@ -479,11 +868,17 @@ impl Checker<'_> {
             silence_timeout: block.duration("silence_timeout"),
             idle_timeout: block.duration("idle_timeout"),
             abort_drain: block.duration("abort_drain"),
-            access: Access { managed: false, byok: true },
-            keys: Vec::new(),
-            key_header: KeyHeader::Auto,
-            plan: None,
-            caller_plan: None,
+            access,
+            keys,
+            key_header: match block.text("key_header")? {
+                "authorization" => KeyHeader::Authorization,
+                "x-api-key" => KeyHeader::XApiKey,
+                "x-goog-api-key" => KeyHeader::XGoogApiKey,
+                "api-key" => KeyHeader::ApiKey,
+                _ => KeyHeader::Auto,
+            },
+            plan,
+            caller_plan,
             privacy: match block.text("privacy")? {
                 "address" => Privacy::Address,
                 "session" => Privacy::Session,
@@ -495,6 +890,51 @@ impl Checker<'_> {
                 _ => None,
             },
         })
+    }
+
+    /// The operator's keys at a provider.
+    fn provider_keys(&mut self, block: &Block, access: Access) -> Vec<ProviderKey> {
+        let blocks = || block.below("upstream.key");
+        // A key in a wrong form is a fault already.
+        if access.managed && blocks().next().is_none() && !self.mistyped("upstream.key") {
+            self.invalid(
+                block,
+                "access",
+                "is for callers with a key of [keys], and there is no [[upstream.key]] that could go up",
+            );
+        }
+        if let (false, Some(first)) = (access.managed, blocks().next()) {
+            let span =
+                block.is_written("access").then(|| block.span_of("access")).unwrap_or_else(|| first.span.clone());
+            self.refuse(
+                span,
+                "nobody uses a [[upstream.key]] where `access` is `byok`",
+                Some("take the key away, or write access = \"managed\" or \"both\""),
+            );
+        }
+        if block.text("key_header") != Some("auto") && blocks().next().is_none() {
+            self.doubt(
+                block.span_of("key_header"),
+                "`key_header` in [[upstream]] does nothing without a [[upstream.key]]",
+                None,
+            );
+        }
+        self.unique(blocks(), "name");
+        let mut keys = Vec::new();
+        for block in blocks() {
+            let Some(source) = block.secret("secret") else { continue };
+            let Some(secret) = self.secret(block, "secret", source) else { continue };
+            let text = secret.expose();
+            if text.get(..6).is_some_and(|word| word.eq_ignore_ascii_case(b"bearer")) && text.get(6) == Some(&b' ') {
+                self.invalid(block, "secret", "begins with `Bearer`: it must be the key alone");
+            } else if !text.iter().all(u8::is_ascii_graphic) {
+                self.invalid(block, "secret", "must be printable ASCII without spaces: it travels in a header");
+            } else if let Some(name) = block.text("name") {
+                let weight = block.number("weight") as u32;
+                keys.push(ProviderKey { name: name.to_owned(), secret: Arc::new(secret), weight });
+            }
+        }
+        keys
     }
 
     fn policy(&mut self, block: &Block) -> Option<Policy> {
@@ -574,6 +1014,12 @@ impl Checker<'_> {
         self.fault(block.span_of(key), Cause::Invalid { key, section, why });
     }
 
+    /// The same for one entry of a list.
+    fn invalid_at(&mut self, span: &Span, block: &Block, key: &'static str, why: &'static str) {
+        let section = block.section;
+        self.fault(Some(span.clone()), Cause::Invalid { key, section, why });
+    }
+
     fn path(&mut self, text: &str) -> PathBuf {
         let path = self.surroundings.base_dir.join(text);
         self.readable.extend(folders_of(&path));
@@ -650,6 +1096,9 @@ pub(super) fn folders_of(path: &Path) -> Vec<PathBuf> {
 fn texts(items: &[(Span, String)]) -> Vec<String> {
     items.iter().map(|(_, text)| text.clone()).collect()
 }
+
+/// Of one file of keys. More than anyone reads.
+const KEY_FAULTS_MAX: usize = 100;
 
 /// Longer than any key or token; certificates' keys are a few KiB.
 const SECRET_BYTES_MAX: u64 = 64 << 10;

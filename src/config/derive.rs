@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::check;
-use super::check::Surroundings;
+use super::check::{Checked, Surroundings};
 use super::parse;
 use super::parse::{Block, RawConfig, SecretSource, Value, quoted};
 use super::report::{Lines, Report};
@@ -60,7 +60,8 @@ const BODY_MIN: u64 = 16 << 20;
 /// Kept are TLS, certificates, hosts, limits, privacy, routes and everything else that is not named
 /// here. Changed are: addresses (127.0.0.1, any free port), `proxy_protocol_from` (empty), client
 /// certificates (not asked for), the metrics token (none), the log's level (`info`), the drain's times, retention rules (none),
-/// the upstreams' addresses, `memory.heap` (`plain`, so that everything can be searched), and limits that
+/// the upstreams' addresses, their access (pass-through, no key of the operator's), keys, accounts, plans, prices and the journal
+/// (none), `memory.heap` (`plain`, so that everything can be searched), and limits that
 /// would end the run's own connections (raised to a minimum).
 ///
 /// # Errors
@@ -80,7 +81,7 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result
     let mut raw = parse::parse(&text, &mut faults)
         .map_err(|fault| Report::new(&source_name, &Lines::unparsed(&text), vec![fault]))?;
     let original = check::check(&mut raw, &surroundings, &mut faults, &mut Vec::new());
-    let Some(original) = original else {
+    let Some(Checked { config: original, .. }) = original else {
         return Err(Report::new(&source_name, &Lines::parsed(&text, raw.showable), faults));
     };
     let heap = raw.all("memory").next().filter(|block| has(block, "heap")).and_then(|block| block.text("heap"));
@@ -104,8 +105,12 @@ pub(crate) fn derive(path: Option<&Path>, substitute: &Substitute<'_>) -> Result
 
 fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
     let free = || Value::Address(([127, 0, 0, 1], 0).into());
+    // Keys would be asked for, limits would refuse, and the journal is the original's.
+    raw.blocks.retain(|block| !["keys", "plan", "account", "price"].contains(&block.section.path));
     for block in &mut raw.blocks {
         match block.section.path {
+            "admission" => *block = Block::defaults(block.section, None),
+            "journal" => block.set("enabled", Value::Bool(false)),
             "listener" => {
                 block.set("address", free());
                 block.set("proxy_protocol_from", Value::List(Vec::new()));
@@ -118,6 +123,7 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
                 block.set("enabled", Value::Bool(true));
                 block.set("address", free());
                 block.unset("token");
+                block.set("per_key", Value::Bool(false));
             }
             "admin" => {
                 block.set("enabled", Value::Bool(true));
@@ -150,6 +156,10 @@ fn change(raw: &mut RawConfig, substitute: &Substitute<'_>) {
                 block.children.clear();
                 relax(block);
                 block.set("models", Value::List(Vec::new()));
+                block.set("access", Value::Text("byok".to_owned()));
+                block.set("key_header", Value::Text("auto".to_owned()));
+                block.unset("plan");
+                block.unset("caller_plan");
                 block.set("usage", Value::Text("leave".to_owned()));
                 stand_in(block, substitute.port, base_path);
                 let ca_file = substitute.ca_file.to_string_lossy().into_owned();
@@ -259,6 +269,37 @@ mod tests {
         let relaxed: Vec<_> = added.iter().map(|upstream| upstream.relaxed().count() > 0).collect();
         assert_eq!(relaxed, [true, false, true, false]);
         assert!(config.listeners.iter().all(|listener| listener.address.to_string() == "127.0.0.1:0"));
+    }
+
+    #[test]
+    fn keys_limits_and_the_journal_stay_outside() {
+        let folder = std::env::temp_dir().join(format!("nullhop-{}-derive-keys", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("keys.jsonl"), "").unwrap();
+        std::fs::write(folder.join("keys.secret"), "x".repeat(32)).unwrap();
+        let file = folder.join("nullhop.toml");
+        let text = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"keys.secret\" }\nrequired = true\nplan = \"tight\"\n\
+                    [admission]\nstreams = 1\n[[plan]]\nname = \"tight\"\nconcurrency = 1\n\
+                    [[account]]\nname = \"a\"\nplan = \"tight\"\n\
+                    [[price]]\nmodels = [\"m\"]\nupstreams = [\"own\"]\ninput = \"1\"\noutput = \"1\"\n\
+                    [journal]\nfolder = \"usage\"\n[metrics]\nper_key = true\n\
+                    [[upstream]]\nname = \"own\"\nprovider = \"openai\"\nplan = \"tight\"\nkey_header = \"api-key\"\n\
+                    [[upstream.key]]\nsecret = { file = \"keys.secret\" }\n\
+                    [[upstream]]\nname = \"pass\"\nprovider = \"anthropic\"\ncaller_plan = \"tight\"\n";
+        std::fs::write(&file, text).unwrap();
+        let derived = derive(Some(&file), &substitute()).unwrap_or_else(|report| panic!("{report}"));
+        assert!(derived.original.keys.is_some() && derived.original.upstreams[0].access.managed);
+        let read = Config::from_toml(&derived.text, Path::new("/nowhere"), "derived").unwrap_or_else(|e| panic!("{e}"));
+        let config = read.config;
+        assert!(config.keys.is_none() && config.journal.is_none() && config.plans.is_empty());
+        assert!(config.accounts.is_empty() && config.prices.is_empty());
+        assert_eq!(config.admission.streams, 20_000);
+        for upstream in &config.upstreams {
+            assert!(upstream.access.byok && !upstream.access.managed && upstream.keys.is_empty());
+            assert!(upstream.plan.is_none() && upstream.caller_plan.is_none());
+        }
+        assert!(read.warnings.iter().all(|warning| !warning.to_string().contains("does nothing")));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

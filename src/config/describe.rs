@@ -7,10 +7,10 @@ use toml::de::DeValue;
 
 use super::BUILT_IN;
 use super::parse::{self, Block};
-use super::table::{self, BLOCKS_MAX, Key, Kind, LIST_MAX, NAME_PATTERN, SECTIONS, Section};
+use super::table::{self, BLOCKS_MAX, Key, Kind, LIMITS_MAX, LIST_MAX, NAME_PATTERN, SECTIONS, Section};
 use super::value::{duration_text, size_text};
 
-const DURATION_PATTERN: &str = "^[0-9]+(ms|s|m|h)$";
+const DURATION_PATTERN: &str = "^[0-9]+(ms|s|m|h|d)$";
 const SIZE_PATTERN: &str = "^[0-9]+(B|KiB|MiB|GiB)?$";
 /// No JSON Schema can say which addresses are; the parser does.
 const ADDRESS_PATTERN: &str = "^([0-9.]+|\\[[0-9A-Fa-f:.]+\\]):[0-9]{1,5}$";
@@ -18,6 +18,13 @@ const NETWORK_PATTERN: &str = "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$";
 const HOST_PATTERN: &str = "^([A-Za-z0-9_-]+(\\.[A-Za-z0-9_-]+)*|\\[[0-9A-Fa-f:.]+\\])$";
 const URL_PATTERN: &str = "^https?://[^/?#@]+(/[^?#]*)?$";
 const MODEL_PATTERN: &str = "^[A-Za-z0-9._:/@*-]{1,96}$";
+const ACCOUNT_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
+const HEADER_PATTERN: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$";
+const PRICE_PATTERN: &str = "^[0-9]+(\\.[0-9]{1,6})?$";
+const RATE_PATTERN: &str = "^\\s*[0-9]+(\\.[0-9]+)?[kMG]?\\s+(requests?|((input|output)\\s+)?tokens?)\\s*/\\s*\
+                            (second|minute|hour|day|[0-9]+(ms|s|m|h|d))\\s*$";
+const BUDGET_PATTERN: &str = "^\\s*[0-9]+(\\.[0-9]+)?[kMG]?\\s+(requests?|((input|output)\\s+)?tokens?|usd|USD)\\s*/\\s*\
+                              (day|month)\\s*$";
 const PREFIX_PATTERN: &str = "^(/[A-Za-z0-9._~-]+)*$";
 
 /// What `nullhop init` writes: every key with its meaning and default, the built-in listener and
@@ -40,7 +47,7 @@ pub fn init() -> String {
         let mut written = built_in.all(section.path).filter(|block| block.span.is_some());
         let header = section.header();
         let first = written.next();
-        if first.is_some() || (!section.repeated && !section.path.contains('.')) {
+        if first.is_some() || (!section.repeated && !section.path.contains('.') && !section.is_optional()) {
             let _ = writeln!(out, "{header}");
         } else {
             let _ = writeln!(out, "#{header}");
@@ -109,7 +116,7 @@ pub fn reference() -> String {
 
 /// Examples of all keys together would contradict each other.
 fn has_choices(section: &Section) -> bool {
-    ["listener", "upstream"].contains(&section.path)
+    ["listener", "upstream", "journal"].contains(&section.path)
 }
 
 const REFERENCE_HEAD: &str = "\
@@ -122,10 +129,16 @@ One TOML file, read by `nullhop run -c FILE` and on SIGHUP, checked as a whole b
 `nullhop config schema` is a JSON Schema for editors, `nullhop config show -c FILE` prints the file with all defaults
 filled in. No key turns on the storing or logging of content: there is none.
 
-- **Durations** are strings: `\"250ms\"`, `\"5s\"`, `\"15m\"`, `\"1h\"`.
+- **Durations** are strings: `\"250ms\"`, `\"5s\"`, `\"15m\"`, `\"1h\"`, `\"1d\"`.
 - **Sizes** are a number of bytes or strings: `65536`, `\"64KiB\"`, `\"32MiB\"`, `\"1GiB\"`.
 - **Addresses** are an IP address and a port: `\"127.0.0.1:8443\"`, `\"[::1]:8443\"`, `\"0.0.0.0:443\"`.
 - **Names** match `^[a-z][a-z0-9-]{0,31}$`, because they become labels in the metrics.
+- **Rates** are an amount of something in a time: `\"600 requests/1m\"`, `\"2M tokens/1m\"`, `\"400k input tokens/hour\"`,
+  `\"1G output tokens/day\"`. `k`, `M` and `G` are thousands, millions and milliards; the time is a duration from `1s` to `31d`, or
+  `second`, `minute`, `hour` or `day`. All of it can be had at once, and what was used comes back evenly.
+- **Budgets** last until a day or a month ends in the time zone of [admission], and begin anew then: `\"50M tokens/day\"`,
+  `\"20M output tokens/month\"`, `\"12.50 usd/day\"`. US dollars have at most 6 places and count by [[price]].
+- **Prices** are US dollars for a million tokens, as strings, so that nothing is rounded: `\"0.25\"`, `\"2\"`.
 - **Paths** that are relative begin at the folder of the configuration file.
 - **Secrets** never stand in the file. Each says where it is:
   - `{ file = \"path\" }`: the file's content without its last newline. Mode 600; others may not read it. At most 64 KiB.
@@ -139,14 +152,17 @@ report can go into a ticket.
 /// The middle column of the reference.
 fn short(kind: &Kind) -> String {
     match kind {
+        Kind::Account => "name of an account".to_owned(),
         Kind::Address => "address and port".to_owned(),
         Kind::Bool => "`true` or `false`".to_owned(),
+        Kind::Budget => "budget".to_owned(),
         Kind::Cidr => "network".to_owned(),
         Kind::Duration { min, max } => {
             let text = |ms: &u64| duration_text(std::time::Duration::from_millis(*ms));
             format!("duration, {} to {}", text(min), text(max))
         }
         Kind::Endpoint | Kind::PublicUrl => "URL".to_owned(),
+        Kind::Header => "header name".to_owned(),
         Kind::Host => "host name".to_owned(),
         Kind::Integer { min, max } => format!("integer, {min} to {max}"),
         // They have a page of their own.
@@ -161,8 +177,11 @@ fn short(kind: &Kind) -> String {
         Kind::Path => "path".to_owned(),
         Kind::Pattern => "model".to_owned(),
         Kind::Prefix => "path prefix".to_owned(),
+        Kind::Price => "price".to_owned(),
+        Kind::Rate => "rate".to_owned(),
         Kind::Secret => "secret".to_owned(),
         Kind::Size { min, max } => format!("size, {} to {}", size_text(*min), size_text(*max)),
+        Kind::TimeZone => "time zone".to_owned(),
     }
 }
 
@@ -222,21 +241,29 @@ fn key_schema(key: &'static Key) -> Json {
 fn kind_schema(kind: &Kind) -> Json {
     let text = |pattern| json!({ "type": "string", "pattern": pattern });
     match kind {
+        Kind::Account => text(ACCOUNT_PATTERN),
         Kind::Address => text(ADDRESS_PATTERN),
         Kind::Bool => json!({ "type": "boolean" }),
+        Kind::Budget => text(BUDGET_PATTERN),
         Kind::Cidr => text(NETWORK_PATTERN),
         Kind::Duration { .. } => json!({ "$ref": "#/$defs/duration" }),
         Kind::Endpoint | Kind::PublicUrl => text(URL_PATTERN),
+        Kind::Header => text(HEADER_PATTERN),
         Kind::Host => text(HOST_PATTERN),
         Kind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        Kind::List(kind @ (Kind::Budget | Kind::Rate)) => {
+            json!({ "type": "array", "maxItems": LIMITS_MAX, "items": kind_schema(kind) })
+        }
         Kind::List(kind) => {
             json!({ "type": "array", "maxItems": LIST_MAX, "items": kind_schema(kind) })
         }
         Kind::Model => text(MODEL_PATTERN),
         Kind::Name => text(NAME_PATTERN),
         Kind::OneOf(words) => json!({ "enum": words }),
-        Kind::Path | Kind::Pattern => json!({ "type": "string", "minLength": 1 }),
+        Kind::Path | Kind::Pattern | Kind::TimeZone => json!({ "type": "string", "minLength": 1 }),
         Kind::Prefix => text(PREFIX_PATTERN),
+        Kind::Price => text(PRICE_PATTERN),
+        Kind::Rate => text(RATE_PATTERN),
         Kind::Secret => json!({ "$ref": "#/$defs/secret" }),
         Kind::Size { min, max } => json!({
             "anyOf": [

@@ -29,7 +29,7 @@ use crate::provider::Provider;
 use crate::retention::Policy;
 use crate::retention::Rule;
 
-use self::check::Surroundings;
+use self::check::{Checked, Surroundings};
 use self::report::{Cause, Fault, Lines};
 pub use self::report::{Report, Warning};
 
@@ -528,6 +528,8 @@ pub struct Loaded {
     pub warnings: Vec<Warning>,
     /// The configuration as TOML with all defaults filled in and secrets masked.
     pub shown: String,
+    /// How many keys are in the file that `[keys]` names; `None` without that section.
+    pub keys: Option<usize>,
 }
 
 impl Config {
@@ -590,15 +592,15 @@ impl Config {
                 return Err(Report::new(source_name, &Lines::unparsed(text), vec![fault]));
             }
         };
-        let config = check::check(&mut raw, surroundings, &mut faults, &mut doubts);
+        let checked = check::check(&mut raw, surroundings, &mut faults, &mut doubts);
         let shown = check::show(&raw);
         let lines = Lines::parsed(text, raw.showable);
-        let Some(config) = config else {
+        let Some(Checked { config, keys }) = checked else {
             return Err(Report::new(source_name, &lines, faults));
         };
         doubts.sort_by_key(|doubt| doubt.span.as_ref().map_or(usize::MAX, |span| span.start));
         let warning = |doubt: &Fault| Warning::new(source_name, &lines, doubt);
-        Ok(Loaded { config: Arc::new(config), warnings: doubts.iter().map(warning).collect(), shown })
+        Ok(Loaded { config: Arc::new(config), warnings: doubts.iter().map(warning).collect(), shown, keys })
     }
 }
 

@@ -10,6 +10,7 @@ use super::Endpoint;
 use super::report::{Cause, Fault, KeyName, Span, SyntaxWords};
 use super::table::{self, Key, Kind, SECTIONS, Section};
 use super::value;
+use crate::keys;
 use crate::telemetry::models::pattern_fault;
 
 /// The configuration as written, section by section.
@@ -71,7 +72,7 @@ pub(super) fn parse(text: &str, faults: &mut Vec<Fault>) -> Result<RawConfig, Fa
         }
     }
     let showable = reader.showable;
-    for section in table::top_level().filter(|section| !section.repeated) {
+    for section in table::top_level().filter(|section| !section.repeated && !section.is_optional()) {
         if !blocks.iter().any(|b| std::ptr::eq(b.section, section)) {
             blocks.push(Block::defaults(section, None));
         }
@@ -82,7 +83,7 @@ pub(super) fn parse(text: &str, faults: &mut Vec<Fault>) -> Result<RawConfig, Fa
 }
 
 impl RawConfig {
-    /// The only block of a section that is not repeated.
+    /// The only block of a section that is not repeated and not optional.
     pub(super) fn one(&self, path: &str) -> &Block {
         self.all(path).next().expect("parse() adds what is not written")
     }
@@ -129,7 +130,12 @@ impl Block {
 
     /// The blocks of an upstream's addresses.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = &Block> {
-        self.children.iter().filter(|child| child.section.path == "upstream.endpoint")
+        self.below("upstream.endpoint")
+    }
+
+    /// The blocks of a section below this one, in file order.
+    pub(super) fn below(&self, path: &str) -> impl Iterator<Item = &Block> {
+        self.children.iter().filter(move |child| child.section.path == path)
     }
 
     pub(super) fn address(&self, key: &str) -> Option<SocketAddr> {
@@ -468,7 +474,11 @@ pub(super) fn integer(value: &DeValue<'_>) -> Option<u64> {
 /// Kinds whose value is a text that is checked and put into its one spelling.
 fn one_text(kind: &Kind, text: &str) -> Result<String, &'static str> {
     match kind {
+        Kind::Account if keys::is_name(text) => Ok(text.to_owned()),
+        Kind::Account => Err("must be a name: 1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`"),
+        Kind::Budget => value::budget(text).map(|budget| value::budget_text(&budget)),
         Kind::Cidr => value::cidr(text),
+        Kind::Header => value::header(text).map(|name| name.as_str().to_owned()),
         Kind::Host => value::host(text),
         Kind::Model => match pattern_fault(text) {
             Some(why) => Err(why),
@@ -479,7 +489,10 @@ fn one_text(kind: &Kind, text: &str) -> Result<String, &'static str> {
         Kind::Path => Ok(text.to_owned()),
         Kind::Pattern => value::pattern(text).map(|()| text.to_owned()),
         Kind::Prefix => value::prefix(text).map(|()| text.to_owned()),
+        Kind::Price => value::price(text).map(value::price_text),
         Kind::PublicUrl => value::public_url(text),
+        Kind::Rate => value::rate(text).map(|rate| value::rate_text(&rate)),
+        Kind::TimeZone => value::time_zone(text).map(|zone| zone.iana_name().unwrap_or("UTC").to_owned()),
         _ => unreachable!("callers ask is_text()"),
     }
 }
@@ -505,7 +518,7 @@ fn nearest(name: &KeyName, candidates: impl Iterator<Item = &'static str>) -> Op
 }
 
 /// The candidate that `text` was probably meant to be.
-fn closest(text: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+pub(super) fn closest<'w>(text: &str, candidates: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let text = text.to_ascii_lowercase().replace('-', "_");
     candidates
         .map(|word| (strsim::damerau_levenshtein(&text, &word.replace('-', "_")), word))

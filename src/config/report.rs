@@ -10,6 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use super::table::{self, Kind, Section};
+use crate::keys::FileFault;
 use crate::retention::Rule;
 
 /// More than anyone reads; and a wrong file of 1 MiB has tens of thousands.
@@ -124,6 +125,17 @@ pub(super) enum Cause {
         section: &'static Section,
         why: &'static str,
     },
+    /// What is wrong inside the file of keys.
+    KeyFile(FileFault),
+    /// A key in that file names something that is not there.
+    KeyNames {
+        /// From 1.
+        line: usize,
+        /// 1 to 64 of `A-Za-z0-9._-`: what `nullhop key list` shows.
+        id: String,
+        what: &'static str,
+        of: &'static Section,
+    },
     /// A secret written as text.
     LiteralSecret {
         key: &'static str,
@@ -162,6 +174,13 @@ pub(super) enum Cause {
         section: &'static Section,
         first: Option<Span>,
     },
+    /// A name that no block of `of` has.
+    Unknown {
+        key: &'static str,
+        section: &'static Section,
+        of: &'static Section,
+        near: Near,
+    },
     UnknownKey {
         name: KeyName,
         /// `None`: the top of the file.
@@ -181,6 +200,14 @@ pub(super) enum Cause {
     },
 }
 
+/// What an unknown name was probably meant to be. Told by its line, since the name itself is a value.
+pub(super) enum Near {
+    At(Span),
+    Nothing,
+    /// There is nothing that could be named.
+    NothingThere,
+}
+
 impl Cause {
     /// A sentence without a capital and without a full stop.
     fn message(&self, lines: &Lines<'_>) -> String {
@@ -189,6 +216,10 @@ impl Cause {
                 format!("the file of `{key}` in {} {why}", section.header())
             }
             Self::Invalid { key, section, why } => format!("`{key}` in {} {why}", section.header()),
+            Self::KeyFile(fault) => format!("the file of `file` in [keys] is not one of keys: {fault}"),
+            Self::KeyNames { line, id, what, of } => {
+                format!("the file of `file` in [keys], line {line}: the {what} of key {id} is no {}", of.header())
+            }
             Self::LiteralSecret { key, section } => {
                 format!("`{key}` in {} is a secret and must not stand in this file", section.header())
             }
@@ -226,6 +257,14 @@ impl Cause {
                 };
                 format!("`{key}` in {} must be unique{again}", section.header())
             }
+            Self::Unknown { key, section, of, near } => {
+                let hint = match near {
+                    Near::At(span) => format!(", did you mean the one on line {}?", lines.position(span.start).0),
+                    Near::Nothing => String::new(),
+                    Near::NothingThere => ": there is none".to_owned(),
+                };
+                format!("`{key}` in {} names no {}{hint}", section.header(), of.header())
+            }
             Self::UnknownKey { name, section, near, elsewhere } => {
                 let place = match section {
                     Some(section) => format!("in {}", section.header()),
@@ -250,6 +289,7 @@ impl Cause {
 
     fn help(&self) -> Option<&'static str> {
         match self {
+            Self::File { section, why: "does not exist", .. } if section.path == "keys" => Some(FIRST_KEY),
             Self::LiteralSecret { .. } => Some(SECRET_FORMS),
             Self::Rule { help, .. } => *help,
             _ => None,
@@ -259,6 +299,9 @@ impl Cause {
 
 pub(super) const SECRET_FORMS: &str =
     "say where it is: { file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" } (systemd)";
+
+/// Both files are made by the first key.
+pub(super) const FIRST_KEY: &str = "`nullhop key new --keys FILE --secret FILE --label NAME` makes the first key, and both files if they are not there";
 
 /// The name of an unknown key, if it looks like a name and not like a key of the other kind.
 pub(super) struct KeyName(String);

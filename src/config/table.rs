@@ -33,8 +33,12 @@ pub(super) struct Key {
 
 /// What may be written for a key.
 pub(super) enum Kind {
+    /// The name of an account.
+    Account,
     Address,
     Bool,
+    /// Such as `50M tokens/day`.
+    Budget,
     Cidr,
     /// Milliseconds.
     Duration {
@@ -42,6 +46,8 @@ pub(super) enum Kind {
         max: u64,
     },
     Endpoint,
+    /// The name of a header.
+    Header,
     Host,
     Integer {
         min: u64,
@@ -56,19 +62,27 @@ pub(super) enum Kind {
     /// Of names of models, with stars.
     Pattern,
     Prefix,
+    /// USD for a million tokens.
+    Price,
     PublicUrl,
+    /// Such as `600 requests/1m`.
+    Rate,
     Secret,
     /// Bytes.
     Size {
         min: u64,
         max: u64,
     },
+    TimeZone,
 }
 
 /// A list longer than this is a mistake, and would be slow to check.
 pub(super) const LIST_MAX: usize = 1024;
 /// The same for repeated sections.
 pub(super) const BLOCKS_MAX: usize = 1024;
+
+/// Rates of one plan, and budgets: each is looked at for each request.
+pub(super) const LIMITS_MAX: usize = 8;
 
 pub(super) const NAME_PATTERN: &str = "^[a-z][a-z0-9-]{0,31}$";
 
@@ -86,9 +100,19 @@ impl Section {
         self.path.rsplit('.').next().unwrap_or(self.path)
     }
 
+    /// Means something else when it is left out than when it is empty: it has keys without which it cannot be.
+    pub(super) fn is_optional(&self) -> bool {
+        !self.repeated && self.keys.iter().any(|key| key.required)
+    }
+
     pub(super) fn children(&'static self) -> impl Iterator<Item = &'static Section> {
         SECTIONS.iter().filter(|section| section.path.rsplit_once('.').is_some_and(|(parent, _)| parent == self.path))
     }
+}
+
+/// The section at `path`, which is one of the table.
+pub(super) fn section(path: &str) -> &'static Section {
+    SECTIONS.iter().find(|section| section.path == path).expect("callers name sections of the table")
 }
 
 /// The sections that stand at the top of a file.
@@ -104,6 +128,7 @@ pub(super) fn is_known_word(word: &str) -> bool {
 
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
 const KIB: u64 = 1 << 10;
 const GIB: u64 = 1 << 30;
 
@@ -377,6 +402,193 @@ pub(super) const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        path: "keys",
+        repeated: false,
+        doc: "Keys that this gateway gives out. Without it nobody has one, and callers bring the provider's.",
+        keys: &[
+            required(
+                "file",
+                Kind::Path,
+                "\"keys.jsonl\"",
+                "Where `nullhop key` writes: one line a key, with its hash, never the key. Watched for changes.",
+            ),
+            required(
+                "secret",
+                Kind::Secret,
+                "{ file = \"keys.secret\" }",
+                "What keys are hashed with: 32 bytes or more, the same on all nodes. `nullhop key new` makes one.",
+            ),
+            key(
+                "header",
+                Kind::Header,
+                "\"x-nullhop-key\"",
+                "A key may come in this header as well as in those of the APIs. Callers who bring the provider's key show \
+                 ours here.",
+            ),
+            key(
+                "required",
+                Kind::Bool,
+                "false",
+                "Whether callers who bring the provider's key need one of ours as well.",
+            ),
+            key(
+                "on_revoke",
+                Kind::OneOf(&["finish", "cut"]),
+                "\"finish\"",
+                "What becomes of the open streams of a key that is revoked.",
+            ),
+            optional("plan", Kind::Name, "\"team\"", "Limits of each key that names no plan. Without: none."),
+            optional(
+                "account_plan",
+                Kind::Name,
+                "\"team\"",
+                "Limits of each account that no [[account]] names. Without: none of its own.",
+            ),
+        ],
+    },
+    Section {
+        path: "admission",
+        repeated: false,
+        doc: "How requests are admitted.",
+        keys: &[
+            key(
+                "time_zone",
+                Kind::TimeZone,
+                "\"UTC\"",
+                "Where days and months of budgets begin: a name such as \"Europe/Berlin\".",
+            ),
+            key(
+                "reserve_input_tokens",
+                Kind::Integer { min: 0, max: 100_000_000 },
+                "2048",
+                "Input tokens that are set aside for a request of unknown length until it is settled.",
+            ),
+            key(
+                "reserve_output_tokens",
+                Kind::Integer { min: 0, max: 100_000_000 },
+                "4096",
+                "Output tokens that are set aside for a request that does not limit them.",
+            ),
+            key(
+                "wrong_keys_per_minute",
+                Kind::Integer { min: 1, max: 1_000_000 },
+                "10",
+                "Wrong keys of one address (IPv6: of one /64) in a minute before it has to wait.",
+            ),
+            key(
+                "streams",
+                Kind::Integer { min: 1, max: 10_000_000 },
+                "20000",
+                "Open streams of the whole process; beyond it new requests are refused.",
+            ),
+            key(
+                "lag_max",
+                Kind::Duration { min: 0, max: MINUTE },
+                "\"250ms\"",
+                "A worker whose timers come this late refuses new requests; those of low priority at half of it. `0s`: never.",
+            ),
+        ],
+    },
+    Section {
+        path: "plan",
+        repeated: true,
+        doc: "Limits under a name. Every key, account, upstream and caller that has the plan has a count of its own.",
+        keys: &[
+            required("name", Kind::Name, "\"team\"", "Unique."),
+            optional("concurrency", Kind::Integer { min: 1, max: 1_000_000 }, "50", "Streams at once."),
+            optional(
+                "rates",
+                Kind::List(&Kind::Rate),
+                "[\"600 requests/1m\", \"2M tokens/1m\"]",
+                "So much in any stretch of time, at most 8: requests, tokens, input tokens or output tokens.",
+            ),
+            optional(
+                "budgets",
+                Kind::List(&Kind::Budget),
+                "[\"50M tokens/day\", \"500 usd/month\"]",
+                "So much until the day or the month ends, at most 8: requests, tokens, input tokens, output tokens or usd.",
+            ),
+            key(
+                "soft_percent",
+                Kind::Integer { min: 1, max: 100 },
+                "80",
+                "From this share of a budget on, it signals; it refuses nothing yet. 100: no signal.",
+            ),
+            key(
+                "on_budget",
+                Kind::OneOf(&["finish", "cut"]),
+                "\"finish\"",
+                "What becomes of a stream that uses up a budget. `finish`: what it used too much is owed.",
+            ),
+            key(
+                "priority",
+                Kind::OneOf(&["low", "normal", "high"]),
+                "\"normal\"",
+                "Who is refused first when the machine is at its end: low.",
+            ),
+        ],
+    },
+    Section {
+        path: "account",
+        repeated: true,
+        doc: "Limits of all keys of one account together.",
+        keys: &[
+            required("name", Kind::Account, "\"acme\"", "Unique; what keys call it."),
+            required("plan", Kind::Name, "\"team\"", "The name of a [[plan]]."),
+        ],
+    },
+    Section {
+        path: "price",
+        repeated: true,
+        doc: "What tokens cost, for budgets in usd and for usage events. The first that fits a model and an upstream holds.",
+        keys: &[
+            required(
+                "models",
+                Kind::List(&Kind::Model),
+                "[\"gpt-5-mini*\"]",
+                "Patterns of model names. Each is a value of the label `model`, as those of [metrics] are: 63 together.",
+            ),
+            optional(
+                "upstreams",
+                Kind::List(&Kind::Name),
+                "[\"openai\"]",
+                "Names of the upstreams where it holds. Without: all of them.",
+            ),
+            required("input", Kind::Price, "\"0.25\"", "USD for a million input tokens."),
+            optional(
+                "cache_read",
+                Kind::Price,
+                "\"0.025\"",
+                "For those that were read from a cache. Default: `input`.",
+            ),
+            optional(
+                "cache_write",
+                Kind::Price,
+                "\"0.25\"",
+                "For those that were written to a cache. Default: `input`.",
+            ),
+            required("output", Kind::Price, "\"2\"", "USD for a million output tokens."),
+            optional("reasoning", Kind::Price, "\"2\"", "For those that the model thought with. Default: `output`."),
+        ],
+    },
+    Section {
+        path: "journal",
+        repeated: false,
+        doc: "Usage events for billing: who used how many tokens of which model; never content (docs/usage.md).",
+        keys: &[
+            key("enabled", Kind::Bool, "true", "Off: none are written."),
+            optional(
+                "folder",
+                Kind::Path,
+                "\"usage\"",
+                "A folder of its own, made if it is not there. Default where there is a [keys] section: `usage` in \
+                 $STATE_DIRECTORY (systemd) or beside this file. Without [keys]: none, and nothing is written.",
+            ),
+            key("bytes", Kind::Size { min: 4 * KIB, max: 1024 * GIB }, "\"64MiB\"", "A file of this size is closed."),
+            key("age", Kind::Duration { min: MINUTE, max: 31 * DAY }, "\"1d\"", "So is a file of this age."),
+        ],
+    },
+    Section {
         path: "metrics",
         repeated: false,
         doc: "Counts and durations for Prometheus at /metrics; never content.",
@@ -395,6 +607,13 @@ pub(super) const SECTIONS: &[Section] = &[
                 "[]",
                 "Patterns of model names, such as \"house-*\", at most 63: each is a value of the label `model`, before the \
                  built-in families.",
+            ),
+            key("per_key", Kind::Bool, "false", "Whether keys of [keys] have series of their own."),
+            key(
+                "max_keys",
+                Kind::Integer { min: 1, max: 5_000 },
+                "500",
+                "How many keys have, at most; all others share `other`.",
             ),
         ],
     },
@@ -533,6 +752,26 @@ pub(super) const SECTIONS: &[Section] = &[
                 "\"auto\"",
                 "Whether chat streams are asked for usage when the client does not. `auto`: for keys that nullhop manages.",
             ),
+            optional(
+                "access",
+                Kind::OneOf(&["byok", "managed", "both"]),
+                "\"managed\"",
+                "`byok`: callers bring the provider's key. `managed`: they show a key of [keys], and one of \
+                 [[upstream.key]] goes up. Default: managed where there is a [[upstream.key]].",
+            ),
+            key(
+                "key_header",
+                Kind::OneOf(&["auto", "authorization", "x-api-key", "x-goog-api-key", "api-key"]),
+                "\"auto\"",
+                "Where the provider reads a key of [[upstream.key]]. `auto`: where its own SDKs put it.",
+            ),
+            optional("plan", Kind::Name, "\"whole\"", "Limits of the upstream as a whole: the name of a [[plan]]."),
+            optional(
+                "caller_plan",
+                Kind::Name,
+                "\"guest\"",
+                "Limits of each caller who brings the provider's key and shows none of ours.",
+            ),
         ],
     },
     Section {
@@ -560,6 +799,21 @@ pub(super) const SECTIONS: &[Section] = &[
             key("weight", Kind::Integer { min: 1, max: 1_000 }, "1", "Share of new requests among healthy endpoints."),
         ],
     },
+    Section {
+        path: "upstream.key",
+        repeated: true,
+        doc: "A key of yours at the provider of the [[upstream]] above it, for callers with a key of [keys].",
+        keys: &[
+            optional(
+                "name",
+                Kind::Name,
+                "\"first\"",
+                "Unique in its upstream; for log lines. Default: `key-1`, `key-2` and so on.",
+            ),
+            required("secret", Kind::Secret, "{ file = \"openai.key\" }", "The key alone, without `Bearer`."),
+            key("weight", Kind::Integer { min: 1, max: 1_000 }, "1", "Share of new requests among usable keys."),
+        ],
+    },
 ];
 
 impl Kind {
@@ -567,22 +821,30 @@ impl Kind {
     pub(super) fn is_text(&self) -> bool {
         matches!(
             self,
-            Self::Cidr
+            Self::Account
+                | Self::Budget
+                | Self::Cidr
+                | Self::Header
                 | Self::Host
                 | Self::Model
                 | Self::Name
                 | Self::Path
                 | Self::Pattern
                 | Self::Prefix
+                | Self::Price
                 | Self::PublicUrl
+                | Self::Rate
+                | Self::TimeZone
         )
     }
 
     /// "must be ...".
     pub(super) fn expected(&self) -> String {
         match self {
+            Self::Account => "the name of an account in quotes".to_owned(),
             Self::Address => "an IP address and a port, such as \"127.0.0.1:8443\"".to_owned(),
             Self::Bool => "true or false".to_owned(),
+            Self::Budget => "a budget such as \"50M tokens/day\"".to_owned(),
             Self::Cidr => "a network, such as \"10.0.0.0/8\"".to_owned(),
             Self::Duration { min, max } => format!(
                 "a duration from {} to {}, such as \"250ms\", \"5s\", \"15m\" or \"1h\"",
@@ -590,12 +852,16 @@ impl Kind {
                 duration_text(Duration::from_millis(*max)),
             ),
             Self::Endpoint | Self::PublicUrl => "a URL in quotes".to_owned(),
+            Self::Header => "the name of a header in quotes".to_owned(),
             Self::Host => "a host name in quotes".to_owned(),
             Self::Integer { min, max } => format!("an integer from {min} to {max}"),
+            Self::List(Kind::Budget) => "a list of budgets, such as [\"50M tokens/day\", \"500 usd/month\"]".to_owned(),
             Self::List(Kind::Cidr) => "a list of networks, such as [\"10.0.0.0/8\"]".to_owned(),
             Self::List(Kind::Model) => "a list of patterns, such as [\"house-*\"]".to_owned(),
+            Self::List(Kind::Name) => "a list of names, such as [\"openai\"]".to_owned(),
             Self::List(Kind::OneOf(_)) => "a list of rules, such as [\"files\"]".to_owned(),
             Self::List(Kind::Pattern) => "a list of models, such as [\"gpt-*\"]".to_owned(),
+            Self::List(Kind::Rate) => "a list of rates, such as [\"600 requests/1m\", \"2M tokens/1m\"]".to_owned(),
             Self::List(_) => "a list of host names, such as [\"edge.example.com\"]".to_owned(),
             Self::Model => "a pattern in quotes".to_owned(),
             Self::Name => "a name in quotes".to_owned(),
@@ -606,12 +872,17 @@ impl Kind {
             Self::Path => "a path in quotes".to_owned(),
             Self::Pattern => "a model in quotes, with `*` for any letters".to_owned(),
             Self::Prefix => "a path such as \"/openai\"".to_owned(),
+            Self::Price => {
+                "USD for a million tokens in quotes, such as \"0.25\", so that nothing is rounded".to_owned()
+            }
+            Self::Rate => "a rate such as \"600 requests/1m\"".to_owned(),
             Self::Secret => "{ file = \"path\" }, { env = \"NAME\" } or { credential = \"name\" }".to_owned(),
             Self::Size { min, max } => format!(
                 "a size from {} to {}: a number of bytes, or such as \"64KiB\" or \"32MiB\"",
                 size_text(*min),
                 size_text(*max),
             ),
+            Self::TimeZone => "the name of a time zone in quotes, such as \"Europe/Berlin\"".to_owned(),
         }
     }
 }

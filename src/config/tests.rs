@@ -438,6 +438,7 @@ fn built_in_round_trip() {
 
     // What is shown is a configuration, and the same one.
     let again = read(&loaded.shown).unwrap_or_else(|report| panic!("{report}"));
+    assert!(again.warnings.is_empty(), "{}", again.warnings[0]);
     assert_eq!(again.shown, loaded.shown);
     assert_eq!(again.config.fingerprint, config.fingerprint);
     assert_eq!(read(BUILT_IN).unwrap_or_else(|r| panic!("{r}")).config.fingerprint, config.fingerprint);
@@ -636,6 +637,483 @@ fn models_are_patterns() {
     assert!(report(&with(&many(64))).contains("`models` in [metrics] has more than 63 patterns"));
 }
 
+/// A folder with a file of keys and the secrets that the tests below name.
+fn key_folder(name: &str, keys: &[&str]) -> Folder {
+    let folder = Folder::new(name);
+    let line = |(place, more): (usize, &&str)| {
+        let hash = format!("{place:02x}").repeat(32);
+        format!("{{\"id\":\"k{place}\",\"hash\":\"{hash}\",\"label\":\"l\"{more}}}\n")
+    };
+    let text: String = keys.iter().enumerate().map(line).collect();
+    folder.write("keys.jsonl", text.as_bytes(), 0o600);
+    folder.write("keys.secret", &[b'x'; 32], 0o600);
+    folder.write("short.secret", &[b'x'; 31], 0o600);
+    folder.write("one.key", b"sk-one\n", 0o600);
+    folder.write("bearer.key", b"Bearer sk-one\n", 0o600);
+    folder.write("spaced.key", b"sk one", 0o600);
+    folder
+}
+
+fn read_in(folder: &Folder, text: &str) -> Result<Loaded, Report> {
+    let surroundings = Surroundings { base_dir: &folder.0, variable: &|_| None };
+    Config::from_surroundings(text, "nullhop.toml", &surroundings)
+}
+
+const KEYS: &str = "[keys]\nfile = \"keys.jsonl\"\nsecret = { file = \"keys.secret\" }\n";
+const UPSTREAM: &str = "[[upstream]]\nname = \"openai\"\nprovider = \"openai\"\n";
+const PROVIDER_KEY: &str = "[[upstream.key]]\nsecret = { file = \"one.key\" }\n";
+const PLAN: &str = "[[plan]]\nname = \"team\"\n";
+
+#[test]
+fn keys_plans_and_prices_arrive() {
+    let folder = key_folder("arrive", &["", ",\"plan\":\"team\",\"upstreams\":[\"openai\"]"]);
+    let text = format!(
+        "{KEYS}header = \"X-Team-Key\"\nrequired = true\non_revoke = \"cut\"\nplan = \"team\"\naccount_plan = \"whole\"\n\
+         [admission]\ntime_zone = \"europe/berlin\"\nreserve_input_tokens = 1\nreserve_output_tokens = 2\n\
+         wrong_keys_per_minute = 3\nstreams = 4\nlag_max = \"0s\"\n\
+         [[plan]]\nname = \"whole\"\n\
+         [[plan]]\nname = \"team\"\nconcurrency = 50\nrates = [\"600 requests/minute\", \"2M tokens/1h\"]\n\
+         budgets = [\"12.50 usd/day\"]\nsoft_percent = 70\non_budget = \"cut\"\npriority = \"high\"\n\
+         [[account]]\nname = \"ACME.1\"\nplan = \"team\"\n\
+         [[price]]\nmodels = [\"gpt-5-mini*\", \"gpt-5\"]\nupstreams = [\"other\", \"openai\"]\ninput = \"2.50\"\noutput = \"10\"\ncache_read = \"0\"\n\
+         [[price]]\nmodels = [\"gpt-5-mini*\"]\ninput = \"1\"\noutput = \"2\"\nreasoning = \"3\"\ncache_write = \"1.25\"\n\
+         [journal]\nbytes = \"1MiB\"\nage = \"1h\"\n\
+         [metrics]\nper_key = true\nmax_keys = 7\n\
+         {UPSTREAM}plan = \"whole\"\nkey_header = \"api-key\"\n{PROVIDER_KEY}weight = 9\n{PROVIDER_KEY}name = \"spare\"\n\
+         [[upstream]]\nname = \"other\"\nprovider = \"anthropic\"\naccess = \"both\"\n{PROVIDER_KEY}\
+         [[upstream]]\nname = \"plain\"\nprovider = \"gemini\"\ncaller_plan = \"team\"\n"
+    );
+    let loaded = read_in(&folder, &text).unwrap_or_else(|report| panic!("{report}"));
+    let config = &loaded.config;
+    assert_eq!(loaded.keys, Some(2));
+    let keys = config.keys.as_ref().unwrap();
+    assert_eq!((&keys.file, keys.header.as_str()), (&folder.0.join("keys.jsonl"), "x-team-key"));
+    assert!(keys.required && keys.on_revoke == OnRevoke::Cut);
+    assert_eq!((keys.key_plan, keys.account_plan), (Some(1), Some(0)));
+    let wanted = HashKey::new(&Secret::new(vec![b'x'; 32])).unwrap();
+    assert_eq!(keys.hash_key.hash(b"key"), wanted.hash(b"key"));
+    let admission = &config.admission;
+    assert_eq!(admission.time_zone.iana_name(), Some("Europe/Berlin"));
+    assert_eq!((admission.reserve_input_tokens, admission.reserve_output_tokens), (1, 2));
+    assert_eq!((admission.wrong_keys_per_minute, admission.streams, admission.lag_max), (3, 4, Duration::ZERO));
+    let plan = &config.plans[1];
+    assert_eq!((plan.name.as_str(), plan.on_budget, plan.priority), ("team", OnBudget::Cut, Priority::High));
+    let rate = |kind, amount, seconds: u64| limits::Rate { kind, amount, window: seconds * 1_000_000_000 };
+    let expected = limits::Limits {
+        concurrency: Some(50),
+        rates: [rate(limits::Kind::Requests, 600, 60), rate(limits::Kind::Tokens, 2_000_000, 3600)].into(),
+        budgets: [limits::Budget {
+            kind: limits::Kind::Money,
+            amount: 12_500_000_000_000,
+            period: limits::Period::Day,
+            soft_percent: 70,
+        }]
+        .into(),
+    };
+    assert_eq!(*plan.limits, expected);
+    assert_eq!(*config.plans[0].limits, limits::Limits::default());
+    assert_eq!((config.accounts[0].name.as_str(), config.accounts[0].plan), ("ACME.1", 1));
+    assert_eq!(
+        (&config.prices[0].models[..], &config.prices[0].upstreams[..]),
+        (&["gpt-5-mini*".to_owned(), "gpt-5".to_owned()][..], &[1, 0][..])
+    );
+    let prices = |input, cache_read, cache_write, output, reasoning| TokenPrices {
+        input,
+        cache_read,
+        cache_write,
+        output,
+        reasoning,
+    };
+    assert_eq!(config.prices[0].per_token, prices(2_500_000, 0, 2_500_000, 10_000_000, 10_000_000));
+    assert_eq!(config.prices[1].per_token, prices(1_000_000, 1_000_000, 1_250_000, 2_000_000, 3_000_000));
+    assert!(config.prices[1].upstreams.is_empty());
+    let journal = Journal { folder: folder.0.join("usage"), bytes: 1 << 20, age: Duration::from_secs(3600) };
+    assert_eq!(config.journal, Some(journal));
+    assert_eq!(config.metrics.as_ref().unwrap().keys_max, 7);
+    let [openai, other, plain] = &config.upstreams[..] else { panic!("three upstreams") };
+    assert_eq!(openai.access, Access { managed: true, byok: false });
+    assert_eq!((openai.plan, openai.caller_plan, openai.key_header), (Some(0), None, KeyHeader::ApiKey));
+    let shown: Vec<_> = openai.keys.iter().map(|key| (key.name.as_str(), key.secret.expose(), key.weight)).collect();
+    assert_eq!(shown, [("key-1", &b"sk-one"[..], 9), ("spare", b"sk-one", 1)]);
+    assert_eq!(other.access, Access { managed: true, byok: true });
+    assert_eq!(plain.access, Access { managed: false, byok: true });
+    assert_eq!((plain.keys.len(), plain.caller_plan, plain.key_header), (0, Some(1), KeyHeader::Auto));
+    for says in [
+        "rates = [\"600 requests/1m\", \"2M tokens/1h\"]",
+        "budgets = [\"12.5 usd/day\"]",
+        "cache_write = \"2.5\"",
+        "access = \"managed\"",
+        "secret = \"***\"",
+    ] {
+        assert!(loaded.shown.contains(says), "{}", loaded.shown);
+    }
+    assert!(!loaded.shown.contains("sk-one") && !loaded.shown.contains("xxxxxxxx"));
+    // A reload reads the file of keys and the secrets anew.
+    assert!(config.readable.contains(&fs::canonicalize(&folder.0).unwrap()));
+    // Every key counts, also those that stand below an upstream.
+    for (from, to) in [
+        ("weight = 9", "weight = 8"),
+        ("\"2M tokens/1h\"", "\"3M tokens/1h\""),
+        ("soft_percent = 70", "soft_percent = 71"),
+        ("plan = \"whole\"\nkey_header", "key_header"),
+        ("input = \"1\"", "input = \"1.000001\""),
+        ("lag_max = \"0s\"", "lag_max = \"1s\""),
+        ("X-Team-Key", "X-Team-Keys"),
+        ("name = \"spare\"", "name = \"other\""),
+    ] {
+        let changed = text.replace(from, to);
+        assert_ne!(changed, text, "{from}");
+        let changed = read_in(&folder, &changed).unwrap_or_else(|report| panic!("{report}"));
+        assert_ne!(changed.config.fingerprint, config.fingerprint, "{from}");
+    }
+}
+
+#[test]
+fn without_the_new_sections_nothing_changes() {
+    let loaded = ok("");
+    let config = &loaded.config;
+    assert!(config.keys.is_none() && config.journal.is_none() && loaded.keys.is_none());
+    assert!(config.plans.is_empty() && config.accounts.is_empty() && config.prices.is_empty());
+    let admission = &config.admission;
+    assert_eq!((admission.reserve_input_tokens, admission.reserve_output_tokens), (2048, 4096));
+    assert_eq!((admission.wrong_keys_per_minute, admission.streams), (10, 20_000));
+    assert_eq!((admission.time_zone.iana_name(), admission.lag_max), (Some("UTC"), Duration::from_millis(250)));
+    assert_eq!(config.metrics.as_ref().unwrap().keys_max, 0);
+    assert_eq!(config.upstreams[0].access, Access { managed: false, byok: true });
+    // What is shown without secrets is a configuration, and the same one.
+    let text = format!(
+        "{PLAN}rates = [\"1.5k tokens/day\"]\nbudgets = [\"0.10 usd/day\"]\n[[account]]\nname = \"A\"\nplan = \"team\"\n\
+         [[price]]\nmodels = [\"m\"]\ninput = \"0.10\"\noutput = \"1\"\n[journal]\nfolder = \"/tmp/no-such-folder\"\n\
+         [[upstream]]\nname = \"a\"\nprovider = \"openai\"\ncaller_plan = \"team\"\n"
+    );
+    let loaded = read(&text).unwrap_or_else(|report| panic!("{report}"));
+    let again = read(&loaded.shown).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!((&again.shown, again.config.fingerprint), (&loaded.shown, loaded.config.fingerprint));
+    assert_eq!(again.config.journal, loaded.config.journal);
+}
+
+#[test]
+fn rules_across_keys_plans_and_prices() {
+    let folder = key_folder("rules", &[""]);
+    let price = "[[price]]\ninput = \"1\"\noutput = \"1\"\nmodels = ";
+    let rates = |list: &str| format!("{PLAN}rates = [{list}]\n{UPSTREAM}");
+    let budgets = |list: &str| format!("{PLAN}budgets = [{list}]\n{UPSTREAM}");
+    let nine: String = (1..=9).map(|minutes| format!("\"1 requests/{minutes}m\",")).collect();
+    let nine_budgets = "\"1 tokens/day\",\"1 tokens/month\",\"1 requests/day\",\"1 requests/month\",\"1 input tokens/day\",\
+                        \"1 input tokens/month\",\"1 output tokens/day\",\"1 output tokens/month\",\"1 usd/month\"";
+    let many =
+        |from: usize, to: usize| format!("{:?}", (from..to).map(|number| format!("m{number}")).collect::<Vec<_>>());
+    for (text, expected) in [
+        (format!("[keys]\nfile = \"keys.jsonl\"\n{UPSTREAM}"), "[keys] needs `secret`"),
+        (
+            format!("{}{UPSTREAM}", KEYS.replace("keys.jsonl", "none.jsonl")),
+            "the file of `file` in [keys] does not exist",
+        ),
+        (
+            format!("{}{UPSTREAM}", KEYS.replace("keys.secret", "none.secret")),
+            "the file of `secret` in [keys] does not exist",
+        ),
+        (
+            format!("{}{UPSTREAM}", KEYS.replace("keys.secret", "short.secret")),
+            "`secret` in [keys] must have 32 bytes or more",
+        ),
+        (
+            format!("[keys]\nfile = \"keys.jsonl\"\nsecret = \"xxxx\"\n{UPSTREAM}"),
+            "`secret` in [keys] is a secret and must not stand in this file",
+        ),
+        (
+            format!("{KEYS}header = \"authorization\"\n{UPSTREAM}"),
+            "`header` in [keys] must be the name of a header that nothing else uses",
+        ),
+        (format!("{KEYS}plan = \"team\"\n{UPSTREAM}"), "`plan` in [keys] names no [[plan]]: there is none"),
+        (
+            format!("{KEYS}account_plan = \"taem\"\n{PLAN}{UPSTREAM}"),
+            "`account_plan` in [keys] names no [[plan]], did you mean the one on line 6?",
+        ),
+        (format!("{KEYS}plan = \"gold\"\n{PLAN}{UPSTREAM}"), "`plan` in [keys] names no [[plan]]"),
+        (format!("{PLAN}{PLAN}{UPSTREAM}"), "`name` in [[plan]] must be unique, the same as on line 2"),
+        (format!("[[plan]]\nname = \"Team\"\n{UPSTREAM}"), "`name` in [[plan]] must be a name"),
+        (
+            format!("{PLAN}concurrency = 0\n{UPSTREAM}"),
+            "`concurrency` in [[plan]] must be an integer from 1 to 1000000",
+        ),
+        (
+            format!("{PLAN}soft_percent = 101\n{UPSTREAM}"),
+            "`soft_percent` in [[plan]] must be an integer from 1 to 100",
+        ),
+        (rates("\"600 requests\""), "`rates` in [[plan]] holds rates, which are written like 600 requests/1m"),
+        (rates("\"5 usd/1m\""), "`rates` in [[plan]] holds rates, which count requests and tokens; usd is for budgets"),
+        (rates("600"), "`rates` in [[plan]] must hold strings only"),
+        (
+            rates("\"1 requests/60s\", \"2 requests/minute\""),
+            "`rates` in [[plan]] holds two rates of one kind in one time",
+        ),
+        (rates(&nine), "`rates` in [[plan]] has more than 8 entries"),
+        (budgets("\"1 tokens/year\""), "`budgets` in [[plan]] holds budgets, which last a day or a month"),
+        (budgets("\"1.5 tokens/day\""), "`budgets` in [[plan]] holds budgets, which are written like 50M tokens/day"),
+        (
+            budgets("\"1 tokens/day\", \"2 tokens/day\""),
+            "`budgets` in [[plan]] holds two budgets of one kind and period",
+        ),
+        (budgets(nine_budgets), "`budgets` in [[plan]] has more than 8 entries"),
+        (
+            format!("{KEYS}{PLAN}[[account]]\nname = \"a b\"\nplan = \"team\"\n{UPSTREAM}"),
+            "`name` in [[account]] must be a name",
+        ),
+        (
+            format!("{KEYS}{PLAN}[[account]]\nname = \"a\"\nplan = \"gold\"\n{UPSTREAM}"),
+            "`plan` in [[account]] names no [[plan]]",
+        ),
+        (format!("{KEYS}[[account]]\nname = \"a\"\n{UPSTREAM}"), "[[account]] needs `plan`"),
+        (
+            format!(
+                "{PLAN}{KEYS}[[account]]\nname = \"a\"\nplan = \"team\"\n[[account]]\nname = \"a\"\nplan = \"team\"\n{UPSTREAM}"
+            ),
+            "`name` in [[account]] must be unique, the same as on line 7",
+        ),
+        (
+            format!("[[price]]\nmodels = [\"m\"]\ninput = 0.25\noutput = \"1\"\n{UPSTREAM}"),
+            "`input` in [[price]] must be USD for a million tokens in quotes, such as \"0.25\", so that nothing is rounded, not a fraction",
+        ),
+        (
+            format!("[[price]]\nmodels = [\"m\"]\ninput = 1\noutput = \"1\"\n{UPSTREAM}"),
+            "`input` in [[price]] must be USD for a million tokens in quotes, such as \"0.25\", so that nothing is rounded, not an integer",
+        ),
+        (
+            format!("[[price]]\nmodels = [\"m\"]\ninput = \"0.0000001\"\noutput = \"1\"\n{UPSTREAM}"),
+            "`input` in [[price]] must be USD for a million tokens, such as",
+        ),
+        (format!("{price}[]\n{UPSTREAM}"), "`models` in [[price]] is empty: nothing has this price"),
+        (format!("{price}[\"a b\"]\n{UPSTREAM}"), "`models` in [[price]] must hold patterns"),
+        (format!("{price}[\"m\"]\nupstreams = []\n{UPSTREAM}"), "`upstreams` in [[price]] is empty: leave it out"),
+        (
+            format!("{price}[\"m\"]\nupstreams = [\"openia\"]\n{UPSTREAM}"),
+            "`upstreams` in [[price]] names no [[upstream]], did you mean the one on line 7?",
+        ),
+        (
+            format!("{price}[\"m\"]\nupstreams = [\"openai\", \"openai\"]\n{UPSTREAM}"),
+            "`upstreams` in [[price]] names an upstream twice",
+        ),
+        (format!("{price}[\"m\", \"m\"]\n{UPSTREAM}"), "`models` in [[price]] must be unique, the same as on line 4"),
+        (
+            format!("{price}[\"m\"]\n{price}[\"n\", \"m\"]\n{UPSTREAM}"),
+            "`models` in [[price]] must be unique, the same as on line 4",
+        ),
+        (
+            format!("[metrics]\nmodels = {}\n{price}{}\n{UPSTREAM}", many(0, 40), many(30, 64)),
+            "`models` of all [[price]] and of [metrics] are more than 63 patterns",
+        ),
+        (
+            format!("[admission]\ntime_zone = \"Mars/Olympus\"\n{UPSTREAM}"),
+            "`time_zone` in [admission] must be the IANA name of a time zone",
+        ),
+        (
+            format!("[journal]\nfolder = \"keys.jsonl\"\n{UPSTREAM}"),
+            "`folder` in [journal] is there and is not a folder",
+        ),
+        (
+            format!("[metrics]\nmax_keys = 5001\n{UPSTREAM}"),
+            "`max_keys` in [metrics] must be an integer from 1 to 5000",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}access = \"managed\"\n"),
+            "`access` in [[upstream]] is for callers with a key of [keys], and there is no [[upstream.key]]",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}access = \"both\"\n"),
+            "`access` in [[upstream]] is for callers with a key of [keys], and there is no [[upstream.key]]",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}access = \"byok\"\n{PROVIDER_KEY}"),
+            "nobody uses a [[upstream.key]] where `access` is `byok`",
+        ),
+        (
+            format!("{UPSTREAM}{PROVIDER_KEY}"),
+            "a managed [[upstream]] needs [keys]: without, anybody who reaches this node could spend your money",
+        ),
+        (format!("{UPSTREAM}access = \"both\"\n{PROVIDER_KEY}"), "a managed [[upstream]] needs [keys]"),
+        (
+            format!("{KEYS}{UPSTREAM}{PROVIDER_KEY}name = \"a\"\n{PROVIDER_KEY}name = \"a\"\n"),
+            "`name` in [[upstream.key]] must be unique, the same as on line 9",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}{PROVIDER_KEY}{PROVIDER_KEY}name = \"key-1\"\n"),
+            "`name` in [[upstream.key]] must be unique",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}{}", PROVIDER_KEY.replace("one", "bearer")),
+            "`secret` in [[upstream.key]] begins with `Bearer`: it must be the key alone",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}{}", PROVIDER_KEY.replace("one", "spaced")),
+            "`secret` in [[upstream.key]] must be printable ASCII without spaces",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}[[upstream.key]]\nsecret = \"sk-one\"\n"),
+            "`secret` in [[upstream.key]] is a secret and must not stand in this file",
+        ),
+        (format!("{UPSTREAM}plan = \"team\"\n"), "`plan` in [[upstream]] names no [[plan]]: there is none"),
+        (
+            format!("{UPSTREAM}caller_plan = \"tea\"\n{PLAN}"),
+            "`caller_plan` in [[upstream]] names no [[plan]], did you mean the one on line 6?",
+        ),
+        // Mistyped sections are one problem, not also one for everything that names what is in them.
+        (
+            format!("{UPSTREAM}plan = \"team\"\n[[plans]]\nname = \"team\"\n"),
+            "unknown section `plans`, did you mean [[plan]]?",
+        ),
+        (
+            format!("{}{UPSTREAM}{PROVIDER_KEY}", KEYS.replace("[keys]", "[kyes]")),
+            "unknown section `kyes`, did you mean [keys]?",
+        ),
+        (
+            format!("{KEYS}{UPSTREAM}access = \"managed\"\n{}", PROVIDER_KEY.replace("upstream.key", "upstream.keys")),
+            "unknown key `keys` in [[upstream]], did you mean `key`?",
+        ),
+        (
+            format!("{}{UPSTREAM}{PROVIDER_KEY}", KEYS.replace("[keys]", "[[keys]]") + "[[keys]]\n"),
+            "`keys` is there once: write [keys]",
+        ),
+    ] {
+        let report = read_in(&folder, &text).err().unwrap_or_else(|| panic!("{text}")).to_string();
+        let got: Vec<_> = report.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
+        assert_eq!(got.len(), 1, "{text}\n{got:?}");
+        assert!(got[0].starts_with(expected), "{text}\n{got:?}");
+        assert!(!report.contains("sk-") && !report.contains("xxxx"), "{report}");
+    }
+    let missing =
+        read_in(&folder, &format!("{}{UPSTREAM}", KEYS.replace("keys.jsonl", "none"))).err().unwrap().to_string();
+    assert!(
+        missing.contains("= `nullhop key new --keys FILE --secret FILE --label NAME` makes the first key"),
+        "{missing}"
+    );
+    let managed = read_in(&folder, &format!("{UPSTREAM}{PROVIDER_KEY}")).err().unwrap().to_string();
+    assert!(managed.contains("= write [keys] with `file` and `secret`; `nullhop key new --keys"), "{managed}");
+    for text in [
+        // The same pattern for other upstreams, and 63 patterns of which some are the same.
+        format!("{price}[\"m\"]\nupstreams = [\"openai\"]\n{price}[\"m\"]\n{UPSTREAM}"),
+        format!("[metrics]\nmodels = {}\n{price}{}\n{UPSTREAM}", many(0, 40), many(20, 63)),
+        format!("{PLAN}rates = [\"1 requests/1m\", \"1 requests/1h\", \"1 tokens/1m\"]\n{UPSTREAM}"),
+        format!(
+            "{PLAN}rates = [\"1 requests/1m\", \"1 requests/2m\", \"1 requests/3m\", \"1 requests/4m\", \"1 requests/5m\", \"1 requests/6m\", \"1 requests/7m\", \"1 requests/8m\"]\n{UPSTREAM}"
+        ),
+    ] {
+        let loaded = read_in(&folder, &text).unwrap_or_else(|report| panic!("{report}"));
+        assert!(loaded.warnings.is_empty(), "{}", loaded.warnings[0]);
+    }
+}
+
+#[test]
+fn the_file_of_keys_is_read() {
+    let with_keys = |name: &str, keys: &[&str]| {
+        let folder = key_folder(name, keys);
+        read_in(&folder, &format!("{KEYS}{PLAN}{UPSTREAM}")).map(|loaded| loaded.keys)
+    };
+    assert_eq!(with_keys("keys-good", &["", ",\"plan\":\"team\""]).unwrap(), Some(2));
+    assert_eq!(with_keys("keys-none", &[]).unwrap(), Some(0));
+    for (key, expected) in [
+        (",\"plan\":\"sesame\"", "the file of `file` in [keys], line 2: the plan of key k1 is no [[plan]]"),
+        (
+            ",\"upstreams\":[\"openai\",\"sesame\"]",
+            "the file of `file` in [keys], line 2: the upstream of key k1 is no [[upstream]]",
+        ),
+        (",\"sesame\":1", "the file of `file` in [keys] is not one of keys: line 2: it has a member that is not known"),
+        ("sesame", "the file of `file` in [keys] is not one of keys: line 2: it is no JSON object"),
+    ] {
+        let report = with_keys("keys-bad", &["", key]).err().unwrap().to_string();
+        assert!(report.contains(&format!("error: {expected}\n  --> nullhop.toml:2:8\n")), "{report}");
+        assert!(!report.contains("sesame") && report.starts_with("nullhop.toml: 1 problem\n"), "{report}");
+    }
+    let many = vec![",\"plan\":\"gone\""; 150];
+    assert_eq!(with_keys("keys-many", &many).err().unwrap().problems(), 100);
+    // A mistyped section is one problem, not one for each key.
+    let folder = key_folder("keys-typo", &many);
+    let report = read_in(&folder, &format!("{KEYS}[[plans]]\nname = \"gone\"\n{UPSTREAM}")).err().unwrap();
+    assert_eq!(report.problems(), 1, "{report}");
+}
+
+#[test]
+fn doubts_about_keys_and_plans() {
+    let folder = key_folder("doubts", &[""]);
+    let price = "[[price]]\nmodels = [\"m\"]\ninput = \"1\"\noutput = \"1\"\n";
+    let money = format!("{PLAN}budgets = [\"1 usd/day\"]\n");
+    for (text, expected) in [
+        (
+            format!("{KEYS}required = true\n{UPSTREAM}{PROVIDER_KEY}"),
+            "`required` in [keys] does nothing: no [[upstream]] takes callers",
+        ),
+        (format!("{KEYS}required = true\n{UPSTREAM}"), ""),
+        (
+            format!("{KEYS}{PLAN}{UPSTREAM}caller_plan = \"team\"\n{PROVIDER_KEY}"),
+            "`caller_plan` in [[upstream]] does nothing: nobody comes here",
+        ),
+        (
+            format!("{KEYS}required = true\n{PLAN}{UPSTREAM}caller_plan = \"team\"\n"),
+            "`caller_plan` in [[upstream]] does nothing while `required`",
+        ),
+        (
+            format!("{UPSTREAM}key_header = \"x-api-key\"\n"),
+            "`key_header` in [[upstream]] does nothing without a [[upstream.key]]",
+        ),
+        (format!("[metrics]\nper_key = true\n{UPSTREAM}"), "`per_key` in [metrics] does nothing without [keys]"),
+        (
+            format!("{PLAN}[[account]]\nname = \"a\"\nplan = \"team\"\n{UPSTREAM}"),
+            "[[account]] does nothing without [keys]",
+        ),
+        (format!("{money}{UPSTREAM}"), "a budget in usd never ends while no [[price]] says what tokens cost"),
+        (format!("{money}{price}{UPSTREAM}"), ""),
+        (format!("{KEYS}{UPSTREAM}access = \"both\"\n{PROVIDER_KEY}"), ""),
+    ] {
+        let loaded = read_in(&folder, &text).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(loaded.warnings.len(), usize::from(!expected.is_empty()), "{text}");
+        if let Some(warning) = loaded.warnings.first() {
+            assert!(warning.to_string().starts_with(&format!("warning: {expected}")), "{warning}");
+        }
+    }
+    let text = format!("{KEYS}{UPSTREAM}{PROVIDER_KEY}");
+    for (file, mode, expected) in [
+        ("keys.jsonl", 0o644, "other users of this machine may be able to read who has keys"),
+        ("keys.jsonl", 0o660, "other users of this machine may be able to write the file of keys"),
+        ("keys.jsonl", 0o640, ""),
+        ("keys.secret", 0o640, "other users of this machine may be able to open a file that holds a secret"),
+        ("one.key", 0o604, "other users of this machine may be able to open a file that holds a secret"),
+    ] {
+        let path = folder.0.join(file);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let loaded = read_in(&folder, &text).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(loaded.warnings.len(), usize::from(!expected.is_empty()), "{file} {mode:o}");
+        assert!(loaded.warnings.iter().all(|warning| warning.to_string().starts_with(&format!("warning: {expected}"))));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[test]
+fn the_journal_has_a_place() {
+    let folder = key_folder("journal", &[]);
+    for (text, state, expected) in [
+        ("", None, None),
+        ("", Some("/var/lib/a"), None),
+        ("[journal]\nfolder = \"j\"\n", None, Some(folder.0.join("j"))),
+        ("[journal]\nfolder = \"/j\"\n", Some("/var/lib/a"), Some("/j".into())),
+        ("[journal]\nfolder = \"/j\"\nenabled = false\n", None, None),
+        (KEYS, None, Some(folder.0.join("usage"))),
+        (KEYS, Some(""), Some(folder.0.join("usage"))),
+        (KEYS, Some("/var/lib/a"), Some("/var/lib/a/usage".into())),
+        (KEYS, Some("/var/lib/a:/var/lib/b"), Some("/var/lib/a/usage".into())),
+        (&format!("{KEYS}[journal]\nenabled = false\n"), None, None),
+    ] {
+        let variable = |name: &str| state.filter(|_| name == "STATE_DIRECTORY").map(OsString::from);
+        let surroundings = Surroundings { base_dir: &folder.0, variable: &variable };
+        let loaded = Config::from_surroundings(&with_upstream(text), "nullhop.toml", &surroundings);
+        let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
+        let found = loaded.config.journal.as_ref().map(|journal| journal.folder.clone());
+        assert_eq!(found, expected, "{text} {state:?}");
+        // The same on every machine, wherever it keeps its state.
+        let plain = read_in(&folder, &with_upstream(text)).unwrap_or_else(|report| panic!("{report}"));
+        assert_eq!(loaded.config.fingerprint, plain.config.fingerprint);
+    }
+}
+
 /// Letters and digits take turns, so that no eight of them in a row pass for the name of a key.
 const CANARY: &str = "q7z9x4k2w8v5j3m6";
 
@@ -659,9 +1137,31 @@ models = ["{c}-*"]
 [limits]
 idle_timeout = "60s"
 head_fields = 100
+[keys]
+file = "{c}.jsonl"
+secret = {{ env = "{c}" }}
+header = "x-{c}"
+plan = "{c}"
+[[plan]]
+name = "{c}"
+rates = ["600 requests/1m", "2M tokens/1h"] # {c}
+budgets = ["12.5 usd/day"]
+[[account]]
+name = "{c}.{c}"
+plan = "{c}"
+[[price]]
+models = ["{c}*"]
+upstreams = ["{c}"]
+input = "0.25"
+output = '2'
+[journal]
+folder = "{c}"
 [[upstream]]
 name = "openai"
 provider = "openai"
+caller_plan = "{c}"
+access = "both"
+key = [{{ name = "{c}", secret = {{ env = "{c}" }} }}]
 prefix = "/{c}/{c}"
 hosts = [
   "{c}.internal", # {c}
@@ -686,8 +1186,12 @@ fn assert_no_canary(said: &str, text: &str) {
 
 #[test]
 fn mutated_files_never_panic_and_never_leak() {
-    let variable = |_: &str| Some(OsString::from(CANARY));
-    let surroundings = Surroundings { base_dir: Path::new("/nonexistent"), variable: &variable };
+    let folder = Folder::new("mutated");
+    let record =
+        format!("{{\"id\":\"k1\",\"hash\":\"{}\",\"label\":\"{CANARY}\",\"plan\":\"{CANARY}\"}}\n", "ab".repeat(32));
+    folder.write(&format!("{CANARY}.jsonl"), record.as_bytes(), 0o600);
+    let variable = |_: &str| Some(OsString::from(CANARY.repeat(3)));
+    let surroundings = Surroundings { base_dir: &folder.0, variable: &variable };
     let check = |text: &str| match Config::from_surroundings(text, "nullhop.toml", &surroundings) {
         Ok(loaded) => {
             for warning in &loaded.warnings {

@@ -230,6 +230,11 @@ pub(crate) fn is_pattern(text: &str) -> bool {
 /// # Errors
 /// At the first line that is wrong: a file that is wrong in one place may be wrong in others.
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<Record>, FileFault> {
+    Ok(parse_lines(text)?.into_iter().map(|(_, record)| record).collect())
+}
+
+/// The same, each with the number of its line, from 1.
+fn parse_lines(text: &[u8]) -> Result<Vec<(usize, Record)>, FileFault> {
     let mut records = Vec::new();
     let mut seen = std::collections::HashSet::new();
     let mut ids = std::collections::HashSet::new();
@@ -241,7 +246,7 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Record>, FileFault> {
         if !seen.insert(record.hash) || !ids.insert(record.id.clone()) {
             return Err(FileFault::Line(place + 1, Line::Duplicate));
         }
-        records.push(record);
+        records.push((place + 1, record));
     }
     Ok(records)
 }
@@ -251,12 +256,24 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<Record>, FileFault> {
 /// # Errors
 /// If it cannot be read, or a line of it is wrong.
 pub(crate) fn read(path: &Path) -> Result<Vec<Record>, FileFault> {
+    parse(&text(path)?)
+}
+
+/// Reads a file of keys, each with the number of its line, from 1.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_lines(path: &Path) -> Result<Vec<(usize, Record)>, FileFault> {
+    parse_lines(&text(path)?)
+}
+
+fn text(path: &Path) -> Result<Vec<u8>, FileFault> {
     let mut text = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(FileFault::TooLarge);
     }
-    parse(&text)
+    Ok(text)
 }
 
 /// Changes a file of keys, which need not exist yet: `change` gets all records and returns what to answer. Whoever reads
@@ -328,6 +345,9 @@ mod tests {
         let text: String = records.iter().map(|record| record.line() + "\n").collect();
         assert!(parse(text.as_bytes()).unwrap() == records);
         assert!(parse(b"\n  \n").unwrap().is_empty());
+        // Empty lines count, so that a fault is found where an editor shows it.
+        let lines = parse_lines(format!("\n{text}").as_bytes()).unwrap();
+        assert_eq!(lines.iter().map(|(line, _)| *line).collect::<Vec<_>>(), (2..10).collect::<Vec<_>>());
     }
 
     #[test]

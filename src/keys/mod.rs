@@ -11,6 +11,7 @@ pub(crate) use file::change;
 pub(crate) use file::is_name;
 pub(crate) use file::is_pattern;
 pub(crate) use file::read;
+pub(crate) use file::read_lines;
 pub(crate) use text::HashKey;
 pub(crate) use text::generate;
 pub(crate) use text::is_key;
