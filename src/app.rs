@@ -856,7 +856,7 @@ fn worker(first: Update, mut inbox: mpsc::Receiver<Update>, drain: DrainWatcher,
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async move {
         let server = Server::new(first.prepared.snapshot(), drain.clone());
-        tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone()));
+        tokio::task::spawn_local(metrics::sample_lag(first.prepared.handles.clone(), Rc::default()));
         let mut doors: HashMap<DoorKey, Door> = HashMap::new();
         let open = |update: Update, doors: &mut HashMap<DoorKey, Door>| {
             let mut sockets: HashMap<_, _> = update.sockets.into_iter().collect();

@@ -10,11 +10,13 @@ use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::telemetry::labels::CertificateId;
 use crate::telemetry::labels::Label;
+use crate::telemetry::labels::LimitLabel;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
+use crate::telemetry::labels::Resource;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::TokenDirection;
 use crate::telemetry::labels::UpstreamId;
@@ -163,6 +165,14 @@ fn documented() -> BTreeMap<String, Family> {
 fn move_everything(metrics: &Metrics, handles: &Handles) {
     let second = Duration::from_secs(1);
     let process = handles.process();
+    let keys = metrics.bind_keys(["Team.1", "team-2"], 1);
+    for key in ["Team.1", "team-2"].map(|label| keys.get(keys.id(label)).unwrap()) {
+        key.requests(Outcome::Ok).inc();
+        key.tokens(TokenDirection::Input).inc();
+        for limit in LimitLabel::ALL {
+            key.used_ratio(*limit, 0.5);
+        }
+    }
     process.config_reloaded(1, SystemTime::UNIX_EPOCH + second);
     process.runtime_lag.observe(second);
     for phase in Phase::ALL {
@@ -177,6 +187,10 @@ fn move_everything(metrics: &Metrics, handles: &Handles) {
         for (model, _) in handles.models().labels() {
             upstream.tokens.model(model).first_token_seconds.observe(second);
             upstream.tokens.model(model).per_token_seconds.observe(second);
+            upstream.tokens.model(model).cost(1);
+        }
+        for resource in Resource::ALL {
+            upstream.limit_remaining(*resource, 0.5);
         }
         for direction in TokenDirection::ALL {
             upstream.tokens.observe_request(*direction, 1);
@@ -222,6 +236,7 @@ fn what_is_exported_is_documented_and_the_reverse() {
     let configured = BTreeMap::from([
         ("listener", BTreeSet::from(["main"])),
         ("certificate", BTreeSet::from(["edge"])),
+        ("key", BTreeSet::from(["Team.1", "other"])),
         ("model", models.labels().map(|(_, label)| label).collect()),
         ("upstream", Provider::ALL.iter().map(|provider| provider.as_str()).chain(["none"]).collect()),
     ]);

@@ -1,5 +1,7 @@
-//! Every value a label can have, and the one kind of text that comes from outside: a name of the configuration.
+//! Every value a label can have, and the two kinds of text that come from outside: names of the configuration and labels
+//! of keys.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -138,6 +140,67 @@ labels! {
         Other => "other",
     }
 
+    /// Why nobody's key was shown.
+    AuthenticationFailure, "reason" {
+        /// No key was shown where one is needed.
+        Missing => "missing",
+        /// What was shown cannot be a key.
+        Malformed => "malformed",
+        Unknown => "unknown",
+        Revoked => "revoked",
+        Expired => "expired",
+    }
+
+    /// Which limit decided on a request.
+    LimitLabel, "limit" {
+        /// Open streams of a key, an account, a caller or an upstream.
+        Concurrency => "concurrency",
+        Requests => "requests",
+        Tokens => "tokens",
+        Budget => "budget",
+        /// Of the whole process: it sheds. No key's.
+        Global => "global",
+    }
+
+    /// What a limit said.
+    Decision, "decision" {
+        Allow => "allow",
+        Deny => "deny",
+    }
+
+    /// What a limit's decision rests on.
+    Basis, "basis" {
+        /// What this process has counted.
+        Local => "local",
+    }
+
+    /// What a provider's own rate limits count.
+    Resource, "resource" {
+        Requests => "requests",
+        Tokens => "tokens",
+        InputTokens => "input_tokens",
+        OutputTokens => "output_tokens",
+    }
+
+    /// Whether a client's key may be used.
+    KeyState, "state" {
+        Active => "active",
+        Revoked => "revoked",
+    }
+
+    /// Whether a provider key may be used now.
+    ProviderKeyState, "state" {
+        Ready => "ready",
+        /// Left alone for a while: its provider refused it, or said that it had enough.
+        Cooling => "cooling",
+    }
+
+    /// What became of a usage event.
+    EventResult, "result" {
+        Written => "written",
+        Lost => "lost",
+    }
+
     /// How an attempt to connect to an upstream ended.
     ConnectResult, "result" {
         Ok => "ok",
@@ -224,10 +287,17 @@ labels! {
         Info => "info",
     }
 
-    /// How a reload of the configuration ended.
+    /// How a reload of the configuration, or of the file of keys, ended.
     ReloadResult, "result" {
         Ok => "ok",
         Error => "error",
+    }
+
+    /// Whose budget it is. Not a metric label; log lines use it.
+    BudgetScope, "scope" {
+        Key => "key",
+        Account => "account",
+        Upstream => "upstream",
     }
 
     /// What a listener is for. Not a metric label; log lines use it.
@@ -434,12 +504,57 @@ impl fmt::Display for Name {
     }
 }
 
+/// The place of a client key's series in the `KeySeries` that handed it out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct KeyId(pub(crate) u16);
+
+impl KeyId {
+    /// The series that all keys without their own share, of every `KeySeries`.
+    pub(crate) const OTHER: Self = Self(0);
+}
+
+/// What an operator calls a client's key or an account. Looser than a [`Name`], because such labels come from the systems
+/// that manage accounts; as fit to be printed. Never the key, nor a hash of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct KeyLabel(Arc<str>);
+
+impl KeyLabel {
+    /// Takes 1 to 64 of `A-Za-z0-9._-`. To be called with what the configuration or the file of keys says and nothing
+    /// else: these texts are printed as they are.
+    pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
+        if text.is_empty() || text.len() > NAME_BYTES_MAX {
+            return Err(InvalidName::Length);
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+            return Err(InvalidName::Letters);
+        }
+        Ok(Self(text.into()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for KeyLabel {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Every name is a label.
+impl From<&Name> for KeyLabel {
+    fn from(name: &Name) -> Self {
+        Self(name.0.clone())
+    }
+}
+
 /// Why a text is no name. Says nothing of the text itself; the configuration shows that, masked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InvalidName {
     /// Empty, or over 64 bytes.
     Length,
-    /// Something else than `a-z`, `0-9`, `_` and `-`, or the first is not a letter.
+    /// A character that it may not have, or not there: see [`Name`] and [`KeyLabel`].
     Letters,
     /// `none` is taken.
     Reserved,
@@ -483,6 +598,15 @@ mod tests {
         is_closed_and_ordered::<Streaming>();
         is_closed_and_ordered::<RefusedReason>();
         is_closed_and_ordered::<HandshakeResult>();
+        is_closed_and_ordered::<AuthenticationFailure>();
+        is_closed_and_ordered::<LimitLabel>();
+        is_closed_and_ordered::<Decision>();
+        is_closed_and_ordered::<Basis>();
+        is_closed_and_ordered::<Resource>();
+        is_closed_and_ordered::<KeyState>();
+        is_closed_and_ordered::<ProviderKeyState>();
+        is_closed_and_ordered::<EventResult>();
+        is_closed_and_ordered::<BudgetScope>();
         is_closed_and_ordered::<ConnectResult>();
         is_closed_and_ordered::<FailureReason>();
         is_closed_and_ordered::<RetryReason>();
@@ -532,6 +656,26 @@ mod tests {
         ] {
             assert_eq!(Name::new(bad), Err(why), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn labels_of_keys_are_checked() {
+        for good in ["a", "Team.7_eu-west", "0", "-", "none", &"x".repeat(64)] {
+            assert_eq!(KeyLabel::new(good).unwrap().as_str(), good);
+        }
+        for (bad, why) in [
+            ("", InvalidName::Length),
+            (&*"x".repeat(65), InvalidName::Length),
+            ("a b", InvalidName::Letters),
+            ("a\n", InvalidName::Letters),
+            ("a\"", InvalidName::Letters),
+            ("a/b", InvalidName::Letters),
+            ("a,b", InvalidName::Letters),
+            ("ä", InvalidName::Letters),
+        ] {
+            assert_eq!(KeyLabel::new(bad), Err(why), "{bad:?}");
+        }
+        assert_eq!(KeyLabel::from(&Name::new("openai").unwrap()), KeyLabel::new("openai").unwrap());
     }
 
     #[test]

@@ -18,8 +18,10 @@ use std::time::SystemTime;
 use prometheus::IntCounter;
 use prometheus::Opts;
 
+use crate::telemetry::labels::BudgetScope;
 use crate::telemetry::labels::HeapKind;
 use crate::telemetry::labels::IoFault;
+use crate::telemetry::labels::KeyLabel;
 use crate::telemetry::labels::Label;
 use crate::telemetry::labels::ListenerKind;
 use crate::telemetry::labels::LogLevel;
@@ -30,24 +32,86 @@ use crate::telemetry::labels::labels;
 /// Something worth a line.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    AcceptFailed { kind: ListenerKind, address: SocketAddr, error: IoFault },
-    CertificateExpiresSoon { certificate: Name, left: Duration },
-    CertificateRefused { certificate: Name },
-    CertificateReloaded { certificate: Name, left: Duration },
-    ConfigRefused { problems: usize },
+    AcceptFailed {
+        kind: ListenerKind,
+        address: SocketAddr,
+        error: IoFault,
+    },
+    /// To be told once a period.
+    BudgetSoft {
+        scope: BudgetScope,
+        name: KeyLabel,
+    },
+    CertificateExpiresSoon {
+        certificate: Name,
+        left: Duration,
+    },
+    CertificateRefused {
+        certificate: Name,
+    },
+    CertificateReloaded {
+        certificate: Name,
+        left: Duration,
+    },
+    ConfigRefused {
+        problems: usize,
+    },
     ConfigReloaded,
-    DrainFinished { streams_cut: usize, took: Duration },
-    DrainStarted { streams: usize, deadline: Duration },
-    HeapChosen { heap: HeapKind },
+    DrainFinished {
+        streams_cut: usize,
+        took: Duration,
+    },
+    DrainStarted {
+        streams: usize,
+        deadline: Duration,
+    },
+    HeapChosen {
+        heap: HeapKind,
+    },
     HeapLimitReached,
-    Listening { kind: ListenerKind, address: SocketAddr },
-    PanicCaught { site: PanicSite },
-    ProcessGuardMissing { guard: ProcessGuard },
-    RetentionWarning { warning: RetentionWarning },
-    Started { workers: usize },
-    Stopped { uptime: Duration },
-    UpstreamDown { upstream: Name },
-    UpstreamUp { upstream: Name },
+    /// `line`: where the file is wrong; `None` if it could not be read.
+    KeysRefused {
+        line: Option<usize>,
+    },
+    KeysReloaded {
+        active: usize,
+        revoked: usize,
+    },
+    Listening {
+        kind: ListenerKind,
+        address: SocketAddr,
+    },
+    PanicCaught {
+        site: PanicSite,
+    },
+    ProcessGuardMissing {
+        guard: ProcessGuard,
+    },
+    /// `status`: the provider's answer to it; `seconds`: until it is tried again.
+    ProviderKeyCooling {
+        upstream: Name,
+        key: Name,
+        seconds: u64,
+        status: u16,
+    },
+    RetentionWarning {
+        warning: RetentionWarning,
+    },
+    Shedding {
+        on: bool,
+    },
+    Started {
+        workers: usize,
+    },
+    Stopped {
+        uptime: Duration,
+    },
+    UpstreamDown {
+        upstream: Name,
+    },
+    UpstreamUp {
+        upstream: Name,
+    },
 }
 
 labels! {
@@ -66,6 +130,7 @@ labels! {
     /// An event without its fields.
     EventKind, "event" {
         AcceptFailed => "accept_failed",
+        BudgetSoft => "budget_soft",
         CertificateExpiresSoon => "certificate_expires_soon",
         CertificateRefused => "certificate_refused",
         CertificateReloaded => "certificate_reloaded",
@@ -75,10 +140,14 @@ labels! {
         DrainStarted => "drain_started",
         HeapChosen => "heap_chosen",
         HeapLimitReached => "heap_limit_reached",
+        KeysRefused => "keys_refused",
+        KeysReloaded => "keys_reloaded",
         Listening => "listening",
         PanicCaught => "panic_caught",
         ProcessGuardMissing => "process_guard_missing",
+        ProviderKeyCooling => "provider_key_cooling",
         RetentionWarning => "retention_warning",
+        Shedding => "shedding",
         Started => "started",
         Stopped => "stopped",
         UpstreamDown => "upstream_down",
@@ -178,6 +247,7 @@ impl Event {
     fn kind(&self) -> EventKind {
         match self {
             Self::AcceptFailed { .. } => EventKind::AcceptFailed,
+            Self::BudgetSoft { .. } => EventKind::BudgetSoft,
             Self::CertificateExpiresSoon { .. } => EventKind::CertificateExpiresSoon,
             Self::CertificateRefused { .. } => EventKind::CertificateRefused,
             Self::CertificateReloaded { .. } => EventKind::CertificateReloaded,
@@ -187,10 +257,14 @@ impl Event {
             Self::DrainStarted { .. } => EventKind::DrainStarted,
             Self::HeapChosen { .. } => EventKind::HeapChosen,
             Self::HeapLimitReached => EventKind::HeapLimitReached,
+            Self::KeysRefused { .. } => EventKind::KeysRefused,
+            Self::KeysReloaded { .. } => EventKind::KeysReloaded,
             Self::Listening { .. } => EventKind::Listening,
             Self::PanicCaught { .. } => EventKind::PanicCaught,
             Self::ProcessGuardMissing { .. } => EventKind::ProcessGuardMissing,
+            Self::ProviderKeyCooling { .. } => EventKind::ProviderKeyCooling,
             Self::RetentionWarning { .. } => EventKind::RetentionWarning,
+            Self::Shedding { .. } => EventKind::Shedding,
             Self::Started { .. } => EventKind::Started,
             Self::Stopped { .. } => EventKind::Stopped,
             Self::UpstreamDown { .. } => EventKind::UpstreamDown,
@@ -204,10 +278,14 @@ impl Event {
             | Self::CertificateRefused { .. }
             | Self::ConfigRefused { .. }
             | Self::HeapLimitReached
+            | Self::KeysRefused { .. }
             | Self::PanicCaught { .. } => LogLevel::Error,
-            Self::CertificateExpiresSoon { .. }
+            Self::BudgetSoft { .. }
+            | Self::CertificateExpiresSoon { .. }
             | Self::ProcessGuardMissing { .. }
+            | Self::ProviderKeyCooling { .. }
             | Self::RetentionWarning { .. }
+            | Self::Shedding { .. }
             | Self::UpstreamDown { .. } => LogLevel::Warn,
             Self::DrainFinished { streams_cut, .. } if *streams_cut > 0 => LogLevel::Warn,
             Self::CertificateReloaded { .. }
@@ -215,6 +293,7 @@ impl Event {
             | Self::DrainFinished { .. }
             | Self::DrainStarted { .. }
             | Self::HeapChosen { .. }
+            | Self::KeysReloaded { .. }
             | Self::Listening { .. }
             | Self::Started { .. }
             | Self::Stopped { .. }
@@ -228,6 +307,10 @@ impl Event {
                 line.label(*kind);
                 line.address(*address);
                 line.label(*error);
+            }
+            Self::BudgetSoft { scope, name } => {
+                line.label(*scope);
+                line.word("name", name.as_str());
             }
             Self::CertificateExpiresSoon { certificate, left } | Self::CertificateReloaded { certificate, left } => {
                 line.name("certificate", certificate);
@@ -246,6 +329,15 @@ impl Event {
             }
             Self::HeapChosen { heap } => line.label(*heap),
             Self::HeapLimitReached => {}
+            Self::KeysRefused { line: place } => {
+                if let Some(place) = place {
+                    line.number("line", *place as u64);
+                }
+            }
+            Self::KeysReloaded { active, revoked } => {
+                line.number("active", *active as u64);
+                line.number("revoked", *revoked as u64);
+            }
             Self::Listening { kind, address } => {
                 line.label(*kind);
                 line.address(*address);
@@ -255,7 +347,14 @@ impl Event {
                 line.number("line", site.line.into());
             }
             Self::ProcessGuardMissing { guard } => line.label(*guard),
+            Self::ProviderKeyCooling { upstream, key, seconds, status } => {
+                line.name("upstream", upstream);
+                line.name("key", key);
+                line.number("seconds", *seconds);
+                line.number("status", (*status).into());
+            }
             Self::RetentionWarning { warning } => line.label(*warning),
+            Self::Shedding { on } => line.flag("on", *on),
             Self::Started { workers } => {
                 line.word("version", env!("CARGO_PKG_VERSION"));
                 line.number("workers", *workers as u64);
@@ -303,6 +402,11 @@ impl Line {
         self.key(key);
         // Writing to a `String` cannot fail.
         let _ = write!(self.text, "{value}");
+    }
+
+    fn flag(&mut self, key: &'static str, value: bool) {
+        self.key(key);
+        self.text.push_str(if value { "true" } else { "false" });
     }
 
     fn seconds(&mut self, key: &'static str, value: Duration) {
@@ -428,6 +532,7 @@ mod tests {
         let left = Duration::from_secs(86_400);
         vec![
             Event::AcceptFailed { kind: ListenerKind::Traffic, address, error: IoFault::TooManyFiles },
+            Event::BudgetSoft { scope: BudgetScope::Account, name: KeyLabel::new("Team.7_eu").unwrap() },
             Event::CertificateExpiresSoon { certificate: name("main"), left },
             Event::CertificateRefused { certificate: name("main") },
             Event::CertificateReloaded { certificate: name("main"), left },
@@ -437,10 +542,14 @@ mod tests {
             Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
             Event::HeapChosen { heap: HeapKind::Secret },
             Event::HeapLimitReached,
+            Event::KeysRefused { line: Some(12) },
+            Event::KeysReloaded { active: 100_000, revoked: 3 },
             Event::Listening { kind: ListenerKind::Metrics, address },
             Event::PanicCaught { site: PanicSite::new(Some(Location::caller())) },
             Event::ProcessGuardMissing { guard: ProcessGuard::Seccomp },
+            Event::ProviderKeyCooling { upstream: name("openai"), key: name("second"), seconds: 30, status: 429 },
             Event::RetentionWarning { warning: RetentionWarning::MetricsListenerNotLoopback },
+            Event::Shedding { on: true },
             Event::Started { workers: 4 },
             Event::Stopped { uptime: Duration::from_millis(61_005) },
             Event::UpstreamDown { upstream: name("openai") },
@@ -512,13 +621,18 @@ mod tests {
             assert_eq!(lines[index], format!("2025-01-01T00:00:00.123Z {rest}\n"));
         };
         expect(0, "error accept_failed kind=traffic address=[::1]:9464 error=too_many_files");
-        expect(1, "warn certificate_expires_soon certificate=main left_seconds=86400.000");
-        expect(4, "error config_refused problems=3");
-        expect(5, "info config_reloaded");
-        expect(6, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(14, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(15, "info stopped uptime_seconds=61.005");
-        expect(16, "warn upstream_down upstream=openai");
+        expect(1, "warn budget_soft scope=account name=Team.7_eu");
+        expect(2, "warn certificate_expires_soon certificate=main left_seconds=86400.000");
+        expect(5, "error config_refused problems=3");
+        expect(6, "info config_reloaded");
+        expect(7, "warn drain_finished streams_cut=2 took_seconds=1.500");
+        expect(11, "error keys_refused line=12");
+        expect(12, "info keys_reloaded active=100000 revoked=3");
+        expect(16, "warn provider_key_cooling upstream=openai key=second seconds=30 status=429");
+        expect(18, "warn shedding on=true");
+        expect(19, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(20, "info stopped uptime_seconds=61.005");
+        expect(21, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 

@@ -6,10 +6,12 @@
 //! says nothing and costs a dozen series) and `nullhop_requests_total` for an (upstream, operation, mode), which
 //! would be a thousand zeros an upstream.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::OnceLock;
@@ -34,14 +36,22 @@ use prometheus::process_collector::ProcessCollector;
 use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::retention::Rule;
+use crate::telemetry::keys::KeyFamilies;
+use crate::telemetry::keys::KeySeries;
+use crate::telemetry::labels::AuthenticationFailure;
+use crate::telemetry::labels::Basis;
 use crate::telemetry::labels::CertificateId;
 use crate::telemetry::labels::ConnectResult;
+use crate::telemetry::labels::Decision;
 use crate::telemetry::labels::Direction;
+use crate::telemetry::labels::EventResult;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::HandshakeResult;
 use crate::telemetry::labels::InvalidName;
+use crate::telemetry::labels::KeyState;
 use crate::telemetry::labels::Label;
+use crate::telemetry::labels::LimitLabel;
 use crate::telemetry::labels::ListenerId;
 use crate::telemetry::labels::MissingReason;
 use crate::telemetry::labels::Mode;
@@ -51,8 +61,10 @@ use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::telemetry::labels::ProcessGuard;
 use crate::telemetry::labels::Protocol;
+use crate::telemetry::labels::ProviderKeyState;
 use crate::telemetry::labels::RefusedReason;
 use crate::telemetry::labels::ReloadResult;
+use crate::telemetry::labels::Resource;
 use crate::telemetry::labels::RetryReason;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::StatusLabel;
@@ -63,6 +75,9 @@ use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
 use crate::telemetry::models::ModelId;
 use crate::telemetry::models::ModelTable;
+use crate::telemetry::series::Cost;
+use crate::telemetry::series::Family;
+use crate::telemetry::series::Ratio;
 
 /// The names of one configuration; their places are the ids.
 #[derive(Clone, Debug)]
@@ -70,6 +85,8 @@ pub(crate) struct Names {
     listeners: Vec<Name>,
     certificates: Vec<Name>,
     upstreams: Vec<(Name, Provider)>,
+    /// By upstream.
+    provider_keys: Vec<Box<[Name]>>,
     models: ModelTable,
 }
 
@@ -87,8 +104,18 @@ impl Names {
                 .into_iter()
                 .map(|(name, provider)| Ok((Name::new(name)?, provider)))
                 .collect::<Result<_, _>>()?,
+            provider_keys: Vec::new(),
             models: ModelTable::default(),
         })
+    }
+
+    /// With the names of the operator's keys at each upstream, in the order of the upstreams. For log lines.
+    pub(crate) fn with_provider_keys<'a, K: IntoIterator<Item = &'a str>>(
+        self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Self, InvalidName> {
+        let names = |keys: K| keys.into_iter().map(Name::new).collect::<Result<_, _>>();
+        Ok(Self { provider_keys: keys.into_iter().map(names).collect::<Result<_, _>>()?, ..self })
     }
 
     /// With another table of models than the built-in one.
@@ -127,6 +154,8 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("NULLHOP_REVISION").unwrap_or("unknown")])
             .set(1);
         let process = Arc::new(ProcessMetrics::new(&families));
+        // What has not been refused is in force; where there are no keys as well.
+        process.keys_reload_successful.set(1);
         Self { registry, families, process, bound: Mutex::default() }
     }
 
@@ -144,6 +173,12 @@ impl Metrics {
             }
             if !upstreams.contains_key(name) {
                 let _ = self.families.upstream_up.remove_label_values(&[name.as_str()]);
+                for state in ProviderKeyState::ALL {
+                    let _ = self.families.upstream_keys.remove_label_values(&[name.as_str(), state.as_str()]);
+                }
+                for resource in Resource::ALL {
+                    self.families.upstream_limit_remaining.remove([name.into(), (*resource).into()]);
+                }
                 for rule in Rule::ALL {
                     let _ = self.families.rules_relaxed.remove_label_values(&[name.as_str(), rule.as_str()]);
                 }
@@ -159,9 +194,11 @@ impl Metrics {
             upstreams: names
                 .upstreams
                 .iter()
-                .map(|(name, provider)| {
+                .enumerate()
+                .map(|(place, (name, provider))| {
                     let known = bound.upstreams.contains_key(name);
-                    UpstreamMetrics::new(&self.families, name, *provider, &names.models, known)
+                    let keys = names.provider_keys.get(place).cloned().unwrap_or_default();
+                    UpstreamMetrics::new(&self.families, name, *provider, keys, &names.models, known)
                 })
                 .collect(),
             models: names.models.clone(),
@@ -169,6 +206,14 @@ impl Metrics {
         };
         *bound = Bound { certificates, upstreams };
         handles
+    }
+
+    /// Gives series of their own to the first `keys_max` labels that differ, at most 65,535; all others share those of
+    /// `other`, and so does what is no label (see `KeyLabel`). 0: no key has any. To be called whenever the file of keys
+    /// was read or the configuration changed. Counters of labels that come back go on; of those that are gone, the gauges
+    /// end, and the counters of the last `keys_max` stay.
+    pub(crate) fn bind_keys<'a>(&self, labels: impl IntoIterator<Item = &'a str>, keys_max: usize) -> Arc<KeySeries> {
+        Arc::new(self.families.keys.bind(labels, keys_max))
     }
 
     /// Streams that are open, whatever configuration they began with.
@@ -254,6 +299,19 @@ pub(crate) struct ProcessMetrics {
     process_guards: ByLabel<ProcessGuard, IntGauge>,
     guards: ByLabel<Guard, IntCounter>,
     overhead: ByLabel<Phase, LazyHistogram>,
+    /// Tokens that were settled beyond what had been reserved.
+    pub(crate) limit_overrun_tokens: IntCounter,
+    /// On disk.
+    pub(crate) usage_events_written: IntCounter,
+    /// Never to be on disk.
+    pub(crate) usage_events_lost: IntCounter,
+    /// Each time that the disk refuses the journal.
+    pub(crate) usage_event_disk_failures: IntCounter,
+    authentication_failures: ByLabel<AuthenticationFailure, IntCounter>,
+    limit_decisions: ByLabel<LimitLabel, ByLabel<Decision, IntCounter>>,
+    api_keys: ByLabel<KeyState, IntGauge>,
+    keys_reloads: ByLabel<ReloadResult, IntCounter>,
+    keys_reload_successful: IntGauge,
 }
 
 impl ProcessMetrics {
@@ -274,7 +332,48 @@ impl ProcessMetrics {
             }),
             guards: ByLabel::new(|guard: Guard| families.guards.with_label_values(&[guard.as_str()])),
             overhead: ByLabel::new(|phase: Phase| LazyHistogram::new(&families.overhead, [phase.into()])),
+            limit_overrun_tokens: families.limit_overrun_tokens.clone(),
+            usage_events_written: families.usage_events.with_label_values(&[EventResult::Written.as_str()]),
+            usage_events_lost: families.usage_events.with_label_values(&[EventResult::Lost.as_str()]),
+            usage_event_disk_failures: families.usage_event_disk_failures.clone(),
+            authentication_failures: ByLabel::new(|reason: AuthenticationFailure| {
+                families.authentication_failures.with_label_values(&[reason.as_str()])
+            }),
+            limit_decisions: ByLabel::new(|limit: LimitLabel| {
+                ByLabel::new(|decision: Decision| {
+                    let labels = [limit.as_str(), decision.as_str(), Basis::Local.as_str()];
+                    families.limit_decisions.with_label_values(&labels)
+                })
+            }),
+            api_keys: ByLabel::new(|state: KeyState| families.api_keys.with_label_values(&[state.as_str()])),
+            keys_reload_successful: families.keys_last_reload_successful.clone(),
+            keys_reloads: ByLabel::new(|result: ReloadResult| {
+                families.keys_reloads.with_label_values(&[result.as_str()])
+            }),
         }
+    }
+
+    /// A request showed no key that is good.
+    pub(crate) fn authentication_failed(&self, reason: AuthenticationFailure) {
+        self.authentication_failures.get(reason).inc();
+    }
+
+    /// A limit let a request through, or did not.
+    pub(crate) fn limit_decided(&self, limit: LimitLabel, decision: Decision) {
+        self.limit_decisions.get(limit).get(decision).inc();
+    }
+
+    /// How many client keys there are now.
+    pub(crate) fn set_api_keys(&self, active: usize, revoked: usize) {
+        self.api_keys.get(KeyState::Active).set(gauge_value(active));
+        self.api_keys.get(KeyState::Revoked).set(gauge_value(revoked));
+    }
+
+    /// The file of keys was read; if it was refused, the keys from before stay. Not to be called for the first reading at
+    /// the start, like the configuration's.
+    pub(crate) fn keys_loaded(&self, ok: bool) {
+        self.keys_reloads.get(if ok { ReloadResult::Ok } else { ReloadResult::Error }).inc();
+        self.keys_reload_successful.set(ok.into());
     }
 
     pub(crate) fn set_ready(&self, ready: bool) {
@@ -405,11 +504,21 @@ pub(crate) struct UpstreamMetrics {
     retries: ByLabel<RetryReason, IntCounter>,
     relaxed: ByLabel<Rule, IntGauge>,
     refusals: ByLabel<Rule, IntCounter>,
+    provider_keys: Box<[Name]>,
+    keys: ByLabel<ProviderKeyState, IntGauge>,
+    limit_remaining: ByLabel<Resource, Arc<Ratio>>,
 }
 
 impl UpstreamMetrics {
     /// `known`: the configuration before this one had it too, so its circuit is what it is.
-    fn new(families: &Families, name: &Name, provider: Provider, models: &ModelTable, known: bool) -> Self {
+    fn new(
+        families: &Families,
+        name: &Name,
+        provider: Provider,
+        provider_keys: Box<[Name]>,
+        models: &ModelTable,
+        known: bool,
+    ) -> Self {
         let upstream = name.as_str();
         families.upstream_info.with_label_values(&[upstream, provider.as_str()]).set(1);
         let up = families.upstream_up.with_label_values(&[upstream]);
@@ -438,6 +547,13 @@ impl UpstreamMetrics {
             relaxed: ByLabel::new(|rule: Rule| families.rules_relaxed.with_label_values(&[upstream, rule.as_str()])),
             refusals: ByLabel::new(|rule: Rule| {
                 families.retention_refusals.with_label_values(&[upstream, rule.as_str()])
+            }),
+            provider_keys,
+            keys: ByLabel::new(|state: ProviderKeyState| {
+                families.upstream_keys.with_label_values(&[upstream, state.as_str()])
+            }),
+            limit_remaining: ByLabel::new(|resource: Resource| {
+                families.upstream_limit_remaining.get([name.into(), resource.into()])
             }),
         }
     }
@@ -473,6 +589,23 @@ impl UpstreamMetrics {
         self.refusals.get(rule).inc();
     }
 
+    /// The name of the operator's key in this place, for log lines. `None` if `Names` were not told of it.
+    pub(crate) fn provider_key(&self, place: usize) -> Option<&Name> {
+        self.provider_keys.get(place)
+    }
+
+    /// How many of the operator's keys may be used now, and how many are left alone.
+    pub(crate) fn set_provider_keys(&self, ready: usize, cooling: usize) {
+        self.keys.get(ProviderKeyState::Ready).set(gauge_value(ready));
+        self.keys.get(ProviderKeyState::Cooling).set(gauge_value(cooling));
+    }
+
+    /// What is left of a limit of the provider's, by its own words: 1 is all of it, the lowest over the operator's keys.
+    /// What is no number changes nothing. Absent until the first call.
+    pub(crate) fn limit_remaining(&self, resource: Resource, ratio: f64) {
+        self.limit_remaining.get(resource).set(ratio);
+    }
+
     pub(crate) fn retries(&self, reason: RetryReason) -> &IntCounter {
         self.retries.get(reason)
     }
@@ -480,6 +613,8 @@ impl UpstreamMetrics {
 
 /// What calls to one upstream cost in tokens, and how fast they come.
 pub(crate) struct TokenMetrics {
+    /// Calls that no price covers, while there are prices.
+    pub(crate) unpriced: IntCounter,
     estimated: ByLabel<TokenDirection, IntCounter>,
     missing: ByLabel<MissingReason, IntCounter>,
     request_tokens: ByLabel<TokenDirection, LazyHistogram>,
@@ -490,6 +625,7 @@ pub(crate) struct TokenMetrics {
     tokens_family: IntCounterVec,
     first_token_family: HistogramVec,
     per_token_family: HistogramVec,
+    cost_family: Family<Cost>,
 }
 
 /// The series of one model at one upstream.
@@ -499,6 +635,10 @@ pub(crate) struct ModelMetrics {
     pub(crate) first_token_seconds: LazyHistogram,
     /// Between output tokens, one observation a stream.
     pub(crate) per_token_seconds: LazyHistogram,
+    /// Without prices it never comes into being.
+    cost: OnceLock<Arc<Cost>>,
+    cost_family: Family<Cost>,
+    labels: [LabelValue; 2],
 }
 
 impl TokenMetrics {
@@ -520,6 +660,8 @@ impl TokenMetrics {
             tokens_family: families.tokens.clone(),
             first_token_family: families.time_to_first_token.clone(),
             per_token_family: families.time_per_output_token.clone(),
+            cost_family: families.cost.clone(),
+            unpriced: families.unpriced.with_label_values(&[upstream]),
         }
     }
 
@@ -557,6 +699,9 @@ impl TokenMetrics {
                 }),
                 first_token_seconds: LazyHistogram::new(&self.first_token_family, [upstream.clone(), label.clone()]),
                 per_token_seconds: LazyHistogram::new(&self.per_token_family, [upstream.clone(), label.clone()]),
+                cost: OnceLock::new(),
+                cost_family: self.cost_family.clone(),
+                labels: [upstream, label],
             }
         })
     }
@@ -566,6 +711,11 @@ impl ModelMetrics {
     /// Tokens that the provider reported.
     pub(crate) fn tokens(&self, kind: TokenKind) -> &IntCounter {
         self.tokens.get(kind)
+    }
+
+    /// What a call cost, in 10^-12 USD. The first call makes the series appear, so without prices there is none.
+    pub(crate) fn cost(&self, picodollars: u64) {
+        self.cost.get_or_init(|| self.cost_family.get(self.labels.clone())).add(picodollars);
     }
 }
 
@@ -706,8 +856,8 @@ impl<L: Label, T> ByLabel<L, T> {
 }
 
 /// What a label's value is made of: a label enum, a configured name or a label of the model table.
-#[derive(Clone, Debug)]
-enum LabelValue {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LabelValue {
     Model(Arc<str>),
     Name(Name),
     Static(&'static str),
@@ -738,7 +888,10 @@ impl<L: Label> From<L> for LabelValue {
 /// Samples how late the runtime's timers are and how many tasks it has, ten times a second, until dropped. Each
 /// worker runs its own; the task gauge is their sum. The tasks of a `LocalSet` are not seen, those of a `LocalRuntime`
 /// are. tokio's timers tick in milliseconds, so a millisecond of lag is rest, not load.
-pub(crate) async fn sample_lag(handles: Arc<Handles>) {
+///
+/// `lag` is told how late they were lately, for whoever has to decide whether more can be taken on: the worst sample, less
+/// of it with each one after.
+pub(crate) async fn sample_lag(handles: Arc<Handles>, lag: Rc<Cell<Duration>>) {
     let process = handles.process().clone();
     // The handles of a configuration must not live on here after the next reload.
     drop(handles);
@@ -748,7 +901,9 @@ pub(crate) async fn sample_lag(handles: Arc<Handles>) {
         tasks.set(runtime.num_alive_tasks());
         let due = tokio::time::Instant::now() + LAG_INTERVAL;
         tokio::time::sleep_until(due).await;
-        process.runtime_lag.observe(due.elapsed());
+        let late = due.elapsed();
+        process.runtime_lag.observe(late);
+        lag.set(late.max(lag.get() / LAG_DECAY.1 * LAG_DECAY.0));
     }
 }
 
@@ -760,7 +915,7 @@ struct TaskShare {
 
 impl TaskShare {
     fn set(&mut self, tasks: usize) {
-        let share = i64::try_from(tasks).unwrap_or(i64::MAX);
+        let share = gauge_value(tasks);
         self.gauge.add(share - self.share);
         self.share = share;
     }
@@ -818,6 +973,20 @@ struct Families {
     upstream_retries: IntCounterVec,
     rules_relaxed: IntGaugeVec,
     retention_refusals: IntCounterVec,
+
+    authentication_failures: IntCounterVec,
+    api_keys: IntGaugeVec,
+    keys_reloads: IntCounterVec,
+    keys_last_reload_successful: IntGauge,
+    keys: KeyFamilies,
+    cost: Family<Cost>,
+    unpriced: IntCounterVec,
+    upstream_limit_remaining: Family<Ratio>,
+    upstream_keys: IntGaugeVec,
+    limit_decisions: IntCounterVec,
+    limit_overrun_tokens: IntCounter,
+    usage_events: IntCounterVec,
+    usage_event_disk_failures: IntCounter,
 }
 
 impl Families {
@@ -826,6 +995,7 @@ impl Families {
         let gauges = |name: &str, labels: &[&str], help: &str| {
             register(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect(STATIC))
         };
+        let counter = |name: &str, help: &str| register(registry, IntCounter::new(name, help).expect(STATIC));
         let counters = |name: &str, labels: &[&str], help: &str| {
             register(registry, IntCounterVec::new(Opts::new(name, help), labels).expect(STATIC))
         };
@@ -1005,6 +1175,63 @@ impl Families {
                 &["upstream", Rule::NAME],
                 "Which retention rules refuse requests, and how often?",
             ),
+
+            authentication_failures: counters(
+                "nullhop_authentication_failures_total",
+                &[AuthenticationFailure::NAME],
+                "Wrong keys, or someone guessing?",
+            ),
+            api_keys: gauges("nullhop_api_keys", &[KeyState::NAME], "How many keys are loaded?"),
+            keys_reloads: counters(
+                "nullhop_keys_reloads_total",
+                &[ReloadResult::NAME],
+                "Is the file of keys taken when it changes?",
+            ),
+            keys_last_reload_successful: gauge(
+                "nullhop_keys_last_reload_successful",
+                "Are the keys in force those of the file?",
+            ),
+            keys: register(registry, KeyFamilies::new()),
+            cost: register(
+                registry,
+                Family::new(
+                    "nullhop_cost_usd_total",
+                    &["upstream", "model"],
+                    "Spend by the configured price table; absent without one.",
+                ),
+            ),
+            unpriced: counters(
+                "nullhop_unpriced_requests_total",
+                &["upstream"],
+                "Calls the price table does not cover.",
+            ),
+            upstream_limit_remaining: register(
+                registry,
+                Family::new(
+                    "nullhop_upstream_limit_remaining_ratio",
+                    &["upstream", Resource::NAME],
+                    "Headroom in the provider's own rate limit headers; lowest over the managed keys.",
+                ),
+            ),
+            upstream_keys: gauges(
+                "nullhop_upstream_keys",
+                &["upstream", ProviderKeyState::NAME],
+                "How many of the operator's keys can be used?",
+            ),
+            limit_decisions: counters(
+                "nullhop_limit_decisions_total",
+                &[LimitLabel::NAME, Decision::NAME, Basis::NAME],
+                "Which limit bites, and on shared or local knowledge?",
+            ),
+            limit_overrun_tokens: counter(
+                "nullhop_limit_overrun_tokens_total",
+                "Tokens settled beyond what was reserved: how leaky are limits?",
+            ),
+            usage_events: counters("nullhop_usage_events_total", &[EventResult::NAME], "Is every usage event written?"),
+            usage_event_disk_failures: counter(
+                "nullhop_usage_event_disk_failures_total",
+                "How often does the disk refuse the journal?",
+            ),
         }
     }
 }
@@ -1012,6 +1239,10 @@ impl Families {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, family: C) -> C {
     registry.register(Box::new(family.clone())).expect(STATIC);
     family
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn unix_seconds(time: SystemTime) -> i64 {
@@ -1022,6 +1253,9 @@ fn unix_seconds(time: SystemTime) -> i64 {
 const STATIC: &str = "a constant of the metrics module is wrong";
 
 const LAG_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What stays of the lag from one sample to the next: a quarter after five, half a second.
+const LAG_DECAY: (u32, u32) = (3, 4);
 
 /// Set D. Doubling from 10 ms to 11 minutes, as OpenTelemetry's GenAI conventions start.
 const DURATION: &[f64] =
@@ -1114,6 +1348,23 @@ mod tests {
             ("nullhop_upstream_retries_total", 2 * RetryReason::ALL.len()),
             ("nullhop_tokens_estimated_total", 2 * TokenDirection::ALL.len()),
             ("nullhop_usage_missing_total", 2 * MissingReason::ALL.len()),
+            ("nullhop_unpriced_requests_total", 2),
+            ("nullhop_upstream_keys", 2 * ProviderKeyState::ALL.len()),
+            ("nullhop_authentication_failures_total", AuthenticationFailure::ALL.len()),
+            ("nullhop_api_keys", KeyState::ALL.len()),
+            ("nullhop_keys_reloads_total", ReloadResult::ALL.len()),
+            ("nullhop_limit_decisions_total", LimitLabel::ALL.len() * Decision::ALL.len()),
+            ("nullhop_limit_overrun_tokens_total", 1),
+            ("nullhop_usage_events_total", EventResult::ALL.len()),
+            ("nullhop_usage_event_disk_failures_total", 1),
+            // Starts with a price.
+            ("nullhop_cost_usd_total", 0),
+            // Starts when the provider told it.
+            ("nullhop_upstream_limit_remaining_ratio", 0),
+            // Start with keys.
+            ("nullhop_key_requests_total", 0),
+            ("nullhop_key_tokens_total", 0),
+            ("nullhop_key_limit_used_ratio", 0),
             // Start when a model is met.
             ("nullhop_tokens_total", 0),
         ] {
@@ -1176,6 +1427,106 @@ mod tests {
         tokens.observe_request(TokenDirection::Input, 300);
         let series = "nullhop_request_tokens_bucket{direction=input,le=1024,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
+    }
+
+    #[test]
+    fn money_appears_with_a_price_and_goes_on_after_a_reload() {
+        let metrics = Metrics::new(None);
+        let names = two_upstreams().with_models(ModelTable::new(["house-*"]));
+        let handles = metrics.bind(&names);
+        let model = handles.models().find(b"house-7b");
+        handles.upstream(OPENAI).tokens.model(model).tokens(TokenKind::Response).inc();
+        assert_eq!(count(&metrics, "nullhop_cost_usd_total"), 0);
+        // 0.1 is no float, and ten of them make less than 1 where they are added as such.
+        for _ in 0..5 {
+            handles.upstream(OPENAI).tokens.model(model).cost(100_000_000_000);
+        }
+        let series = "nullhop_cost_usd_total{model=house-*,upstream=openai}";
+        assert_eq!(value(&metrics, series), Some(0.5));
+        let again = metrics.bind(&names);
+        for _ in 0..5 {
+            again.upstream(OPENAI).tokens.model(model).cost(100_000_000_000);
+        }
+        assert_eq!(value(&metrics, series), Some(1.0));
+        // What ends under the old configuration counts as well.
+        handles.upstream(OPENAI).tokens.model(model).cost(1);
+        assert_eq!(value(&metrics, series), Some(1.000_000_000_001));
+        assert!(metrics.render().contains("# TYPE nullhop_cost_usd_total counter\n"));
+    }
+
+    #[test]
+    fn what_a_provider_has_left_is_absent_until_told_and_ends_with_its_upstream() {
+        let metrics = Metrics::new(None);
+        let old = metrics.bind(&two_upstreams());
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::InputTokens, 0.25);
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::Requests, f64::NAN);
+        old.upstream(UpstreamId(1)).set_provider_keys(2, 1);
+        let name = "nullhop_upstream_limit_remaining_ratio";
+        assert_eq!(value(&metrics, &format!("{name}{{resource=input_tokens,upstream=claude}}")), Some(0.25));
+        assert_eq!(count(&metrics, name), 1);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=cooling,upstream=claude}"), Some(1.0));
+
+        let _same = metrics.bind(&two_upstreams());
+        assert_eq!(value(&metrics, &format!("{name}{{resource=input_tokens,upstream=claude}}")), Some(0.25));
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), Some(2.0));
+
+        let _openai_only = metrics.bind(&names(&[("openai", Provider::Openai)]));
+        // An old exchange ends.
+        old.upstream(UpstreamId(1)).limit_remaining(Resource::Tokens, 0.5);
+        old.upstream(UpstreamId(1)).set_provider_keys(1, 2);
+        assert_eq!(count(&metrics, name), 0);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), None);
+
+        let _back = metrics.bind(&two_upstreams());
+        assert_eq!(count(&metrics, name), 0);
+        assert_eq!(value(&metrics, "nullhop_upstream_keys{state=ready,upstream=claude}"), Some(0.0));
+    }
+
+    #[test]
+    fn limits_and_keys_are_counted_where_they_belong() {
+        let metrics = Metrics::new(None);
+        let process = &metrics.process;
+        for reason in AuthenticationFailure::ALL {
+            for _ in 0..=reason.index() {
+                process.authentication_failed(*reason);
+            }
+        }
+        process.limit_decided(LimitLabel::Budget, Decision::Deny);
+        process.set_api_keys(100_000, 3);
+        process.keys_loaded(false);
+        process.usage_events_written.inc_by(7);
+        process.usage_events_lost.inc();
+        for (series, expected) in [
+            ("nullhop_authentication_failures_total{reason=missing}", 1.0),
+            ("nullhop_authentication_failures_total{reason=malformed}", 2.0),
+            ("nullhop_authentication_failures_total{reason=unknown}", 3.0),
+            ("nullhop_authentication_failures_total{reason=revoked}", 4.0),
+            ("nullhop_authentication_failures_total{reason=expired}", 5.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=deny,limit=budget}", 1.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=allow,limit=budget}", 0.0),
+            ("nullhop_limit_decisions_total{basis=local,decision=deny,limit=tokens}", 0.0),
+            ("nullhop_api_keys{state=active}", 100_000.0),
+            ("nullhop_api_keys{state=revoked}", 3.0),
+            ("nullhop_keys_reloads_total{result=error}", 1.0),
+            ("nullhop_keys_last_reload_successful", 0.0),
+            ("nullhop_usage_events_total{result=written}", 7.0),
+            ("nullhop_usage_events_total{result=lost}", 1.0),
+        ] {
+            assert_eq!(value(&metrics, series), Some(expected), "{series}");
+        }
+        process.keys_loaded(true);
+        assert_eq!(value(&metrics, "nullhop_keys_last_reload_successful"), Some(1.0));
+    }
+
+    #[test]
+    fn provider_keys_have_names() {
+        let keys = [vec!["first", "second"], vec![]];
+        let metrics = Metrics::new(None);
+        let handles = metrics.bind(&two_upstreams().with_provider_keys(keys).unwrap());
+        assert_eq!(handles.upstream(OPENAI).provider_key(1).map(Name::as_str), Some("second"));
+        assert_eq!(handles.upstream(OPENAI).provider_key(2), None);
+        assert_eq!(handles.upstream(UpstreamId(1)).provider_key(0), None);
+        assert_eq!(two_upstreams().with_provider_keys([["a b"]]).err(), Some(InvalidName::Letters));
     }
 
     #[test]
@@ -1263,7 +1614,7 @@ mod tests {
         let tasks = || value(&metrics, "nullhop_runtime_tasks").unwrap();
         block_on_local(async {
             let idle: Vec<_> = (0..5).map(|_| tokio::task::spawn_local(std::future::pending::<()>())).collect();
-            let sampler = tokio::task::spawn_local(sample_lag(handles.clone()));
+            let sampler = tokio::task::spawn_local(sample_lag(handles.clone(), Rc::default()));
             tokio::time::sleep(Duration::from_millis(350)).await;
             assert_eq!(tasks(), 6.0);
             sampler.abort();
@@ -1273,6 +1624,28 @@ mod tests {
         });
         // Two even on a machine that does something else in between.
         assert!(value(&metrics, "nullhop_runtime_lag_seconds_count").unwrap() >= 2.0);
+    }
+
+    #[test]
+    fn whoever_asks_is_told_how_late_timers_are() {
+        let metrics = Metrics::new(None);
+        let handles = Arc::new(metrics.bind(&two_upstreams()));
+        let lag = Rc::new(Cell::new(Duration::ZERO));
+        block_on_local(async {
+            let sampler = tokio::task::spawn_local(sample_lag(handles, lag.clone()));
+            // It waits for its first sample while nothing else runs.
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_millis(600));
+            while lag.get() < Duration::from_millis(400) {
+                tokio::task::yield_now().await;
+            }
+            // It fades, unless the machine is late again, which shows as no more than it is.
+            let worst = lag.get();
+            while lag.get() > worst / 2 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            sampler.abort();
+        });
     }
 
     fn block_on_local(test: impl Future<Output = ()>) {
