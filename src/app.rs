@@ -3,11 +3,14 @@
 //! One thread a worker, each with its own runtime, accept sockets and upstream pools; a request
 //! stays where it was accepted. The control side runs on the thread that calls [`Bound::run`].
 
+mod books;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -26,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
+use self::books::Books;
 use crate::admin;
 use crate::config;
 use crate::config::Config;
@@ -42,10 +46,13 @@ use crate::hygiene::lockdown::LockedDown;
 use crate::hygiene::lockdown::Needs;
 use crate::hygiene::lockdown::NotLocked;
 use crate::hygiene::process::Hardened;
+use crate::journal::Journal;
 use crate::listener;
 use crate::listener::Places;
 use crate::listener::Plan;
 use crate::proxy_protocol::TrustedNetworks;
+use crate::relay::RecordNames;
+use crate::relay::Recorder;
 use crate::retention::Rule;
 use crate::route::Routes;
 use crate::server::Server;
@@ -66,6 +73,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::telemetry::metrics::ProcessMetrics;
 use crate::telemetry::models::ModelTable;
 use crate::tls::Part;
 use crate::tls::TlsFault;
@@ -89,6 +97,9 @@ const SELF_SIGNED: &str = "self-signed";
 /// A certificate that expires within this is worth a line, once a day.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
+/// How long workers get to drop what they hold.
+const LAST_WORKERS: Duration = Duration::from_secs(2);
+
 /// How long cut connections get to leave the kernel.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -103,6 +114,11 @@ pub(crate) enum StartFault {
     /// A variable that nullhop does not run with.
     Environment {
         variable: &'static str,
+    },
+    /// Usage events cannot be written there.
+    Journal {
+        folder: PathBuf,
+        error: io::ErrorKind,
     },
     /// `[memory] lock = "required"`, and it cannot be had.
     Memory(NotLocked),
@@ -142,6 +158,13 @@ impl fmt::Display for StartFault {
                 f,
                 "the environment variable {variable} is set: it brings in code or writes files that nullhop does not answer \
                  for; unset it"
+            ),
+            Self::Journal { folder, error } => write!(
+                f,
+                "cannot write usage events to {}: {error}; the user that nullhop runs as must be able to make files there \
+                 (StateDirectory= in a systemd unit, a volume for a container), or switch them off: [journal] enabled = \
+                 false",
+                folder.display()
             ),
             Self::Memory(NotLocked { limit }) => {
                 f.write_str("[memory] lock is \"required\", and memory cannot be locked")?;
@@ -183,6 +206,7 @@ struct Prepared {
     client_tls: Vec<Arc<ClientConfigs>>,
     /// By upstream: how many workers see it down.
     down: Vec<Arc<AtomicUsize>>,
+    journal: Option<Journal>,
 }
 
 struct PlanParts {
@@ -218,6 +242,7 @@ struct Update {
 
 struct WorkerHandle {
     updates: mpsc::Sender<Update>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 /// A running nullhop.
@@ -260,6 +285,7 @@ struct Control {
     metrics: Option<Side>,
     admin: Option<Side>,
     drain_wanted: Rc<Notify>,
+    books: Option<Books>,
 }
 
 /// The metrics or the admin listener.
@@ -326,7 +352,9 @@ pub(crate) fn start(
     raise_descriptor_limit();
     let registry = Arc::new(Metrics::new(config.node.pop.as_deref()));
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
-    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys)?);
+    let books = books::Closed::open(config.journal.as_ref())?;
+    let journal = books.as_ref().map(|books| books.journal().clone());
+    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys, journal)?);
     let (trigger, watcher) = drain::channel();
     let places = Places::new();
 
@@ -372,22 +400,24 @@ pub(crate) fn start(
         Signals::new().map_err(|error| StartFault::Runtime(error.kind()))?
     };
 
-    let needs = Needs { memory: config.memory.lock, readable: &config.readable, writable: &[] };
+    let writable = books.as_ref().map(|books| books.folder().clone());
+    let needs = Needs { memory: config.memory.lock, readable: &config.readable, writable: writable.as_slice() };
     let locked_down = lockdown::lock_down(&needs).map_err(StartFault::Memory)?;
+    let books = books.map(books::Closed::start).transpose()?;
 
     let mut workers = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
         let (updates, inbox) = mpsc::channel(4);
         let update = Update { prepared: prepared.clone(), sockets };
         let (watcher, places) = (watcher.clone(), places.clone());
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 heap::enter_worker(number);
                 worker(update, inbox, watcher, places);
             })
             .map_err(|error| StartFault::Runtime(error.kind()))?;
-        workers.push(WorkerHandle { updates });
+        workers.push(WorkerHandle { updates, thread });
     }
 
     log::emit(Event::HeapChosen {
@@ -412,6 +442,7 @@ pub(crate) fn start(
             metrics,
             admin,
             drain_wanted: Rc::new(Notify::new()),
+            books,
             prepared,
             workers,
             registry,
@@ -488,6 +519,9 @@ impl Control {
             tokio::select! {
                 _ = tick.tick() => {
                     heap::give_back();
+                    if let Some(books) = &mut self.books {
+                        books.tell(&process);
+                    }
                     if heap::overflowed() && !overflow_told {
                         overflow_told = true;
                         process.set_process_guard(ProcessGuard::SecretHeap, false);
@@ -553,6 +587,22 @@ impl Control {
         }
         drop(certificates);
         log::emit(Event::DrainFinished { streams_cut, took: began.elapsed() });
+        self.finish_books(&process).await;
+    }
+
+    /// Ends what workers still hold (answers that are read on without their clients), so that every exchange has its
+    /// record, and waits until all of them are on disk.
+    async fn finish_books(&mut self, process: &ProcessMetrics) {
+        let Some(books) = self.books.take() else { return };
+        process.set_cutting();
+        let threads: Vec<_> = self.workers.drain(..).map(|worker| worker.thread).collect();
+        let ended = async {
+            while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORKERS, ended).await;
+        books.finish(process);
     }
 
     /// Open streams by the gauges, those to upstreams that a reload has removed among them.
@@ -598,7 +648,8 @@ impl Control {
         };
         let metrics = moved(ListenerKind::Metrics, &self.metrics, config.metrics.as_ref().map(|m| m.address))?;
         let admin = moved(ListenerKind::Admin, &self.admin, config.admin.as_ref().map(|a| a.address))?;
-        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys)?);
+        let journal = self.books.as_ref().map(|books| books.journal().clone());
+        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys, journal)?);
 
         for address in opened {
             log::emit(Event::Listening { kind: ListenerKind::Traffic, address });
@@ -624,6 +675,7 @@ impl Control {
             self.serve_metrics();
         }
         warn_of_open_metrics(&config);
+        Books::reloaded(self.books.as_ref(), config.journal.as_ref());
         // It may have brought secrets.
         tell_guard(&self.prepared, ProcessGuard::SecretsLocked, lockdown::secrets_locked());
         Ok(())
@@ -664,7 +716,12 @@ fn open_sockets(
 }
 
 impl Prepared {
-    fn new(config: Arc<Config>, registry: &Metrics, keys: &SessionKeys) -> Result<Self, StartFault> {
+    fn new(
+        config: Arc<Config>,
+        registry: &Metrics,
+        keys: &SessionKeys,
+        journal: Option<Journal>,
+    ) -> Result<Self, StartFault> {
         let now = SystemTime::now();
         let server_tls = match config.listeners.iter().any(|listener| listener.tls) {
             true => {
@@ -735,7 +792,7 @@ impl Prepared {
             }
         }
         let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
-        Ok(Self { config, routes, handles, server_tls, plans, client_tls, down })
+        Ok(Self { config, routes, handles, server_tls, plans, client_tls, down, journal })
     }
 
     /// This configuration for one worker.
@@ -745,7 +802,16 @@ impl Prepared {
             let tls = Rc::new(TlsConfigs { auto: tls.auto.clone(), h1: tls.h1.clone(), h2: tls.h2.clone() });
             Upstream::new(upstream_id(place), upstream, &tls, &self.handles, &self.down[place]).map(Rc::new)
         });
+        let recorder = self.journal.clone().map(|journal| {
+            let names = RecordNames {
+                pop: self.config.node.pop.as_deref().map(Arc::from),
+                upstreams: self.config.upstreams.iter().map(|upstream| upstream.name.as_str().into()).collect(),
+                models: self.handles.models().clone(),
+            };
+            Rc::new(Recorder::new(journal, names))
+        });
         Rc::new(Snapshot {
+            recorder,
             config: self.config.clone(),
             routes: self.routes.clone(),
             handles: self.handles.clone(),

@@ -26,7 +26,7 @@ fn says(arguments: &[&str]) -> String {
     out
 }
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 11] = [
     &["run"],
     &["check"],
     &["init"],
@@ -37,6 +37,7 @@ const COMMANDS: [&[&str]; 10] = [
     &["demo"],
     &["prove"],
     &["probe"],
+    &["usage"],
 ];
 
 #[test]

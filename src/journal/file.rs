@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
+use super::BATCH_BYTES;
 use super::Rotation;
 use super::event;
 
@@ -59,6 +60,11 @@ impl Segment {
         close_orphans(folder)?;
         let (file, stem) = begin(folder)?;
         Ok(Self { folder: folder.to_owned(), rotation, file, stem, bytes: 0, begun: None, torn: false })
+    }
+
+    /// A batch that has this many bytes is enough for one write. One more event is what a file may be too long by.
+    pub(super) fn batch_bytes(&self) -> u64 {
+        self.rotation.bytes_max().min(BATCH_BYTES)
     }
 
     /// Puts whole lines at the end and on disk. Begins another file first if this one is full, old or gone.

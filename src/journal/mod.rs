@@ -10,6 +10,7 @@
 mod event;
 mod file;
 mod read;
+#[cfg_attr(not(test), expect(dead_code, reason = "taken into use with budgets"))]
 mod replay;
 mod sum;
 
@@ -35,8 +36,11 @@ use std::time::Instant;
 pub(crate) use event::Event;
 pub(crate) use event::Tokens;
 use file::Segment;
+#[expect(unused_imports, reason = "taken into use with budgets")]
 pub(crate) use replay::Replay;
+#[expect(unused_imports, reason = "taken into use with budgets")]
 pub(crate) use replay::Replayed;
+#[expect(unused_imports, reason = "taken into use with budgets")]
 pub(crate) use replay::replay;
 pub(crate) use sum::By;
 pub(crate) use sum::Span;
@@ -52,8 +56,8 @@ const QUEUE_BURST: usize = QUEUE_MAX / 4;
 /// the writer meanwhile: that would be a system call in the worker for each exchange.
 const SYNC_EVERY: Duration = Duration::from_millis(250);
 
-/// One write, some 2,000 events.
-const BATCH_BYTES: usize = 1 << 20;
+/// One write, some 2,000 events; less where files are smaller.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// How long a disk that refuses is left alone, at first and at most.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
@@ -118,6 +122,11 @@ impl Counts {
     /// How often the disk refused.
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
+    }
+
+    /// Counts what still waits as lost: the process ends.
+    pub(crate) fn give_up(&self) {
+        self.lost.fetch_add(self.waiting.swap(0, Relaxed) as u64, Relaxed);
     }
 
     /// What the disk said last, if that was no.
@@ -233,7 +242,7 @@ fn write(events: &Receiver<Event>, mut segment: Segment, counts: &Counts, closin
                     counts.waiting.fetch_sub(1, Relaxed);
                     event.line(&mut batch);
                     in_batch += 1;
-                    if batch.len() >= BATCH_BYTES {
+                    if batch.len() as u64 >= segment.batch_bytes() {
                         break false;
                     }
                 }

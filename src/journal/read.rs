@@ -144,9 +144,9 @@ fn time(text: &str) -> Option<Timestamp> {
             .all(|(place, letter)| bytes[*place] == *letter)
     {
         let number = |from: usize, to: usize| {
-            bytes[from..to].iter().try_fold(0_i16, |number, digit| {
-                digit.is_ascii_digit().then(|| number * 10 + i16::from(digit - b'0'))
-            })
+            bytes[from..to]
+                .iter()
+                .try_fold(0_i16, |number, digit| digit.is_ascii_digit().then(|| number * 10 + i16::from(digit - b'0')))
         };
         let date = Date::new(number(0, 4)?, number(5, 7)? as i8, number(8, 10)? as i8).ok()?;
         let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);

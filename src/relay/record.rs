@@ -102,8 +102,7 @@ mod tests {
     #[test]
     fn an_event_says_what_the_account_says() {
         let models = ModelTable::new(["house/*:fast"]);
-        let names =
-            Names { pop: Some("fra-1".into()), upstreams: ["openai".into(), "azure".into()].into(), models };
+        let names = Names { pop: Some("fra-1".into()), upstreams: ["openai".into(), "azure".into()].into(), models };
         let account = Account {
             upstream: Some(UpstreamId(1)),
             operation: Operation::Responses,
@@ -124,11 +123,7 @@ mod tests {
             first_token: Some(Duration::from_millis(50)),
             per_token: None,
         };
-        let charged = Charged {
-            key: Some(("k1".into(), "ci".into())),
-            account: Some("acme".into()),
-            cost: Some(10),
-        };
+        let charged = Charged { key: Some(("k1".into(), "ci".into())), account: Some("acme".into()), cost: Some(10) };
         let now = Timestamp::UNIX_EPOCH;
         assert!(event(&account, UpstreamId(2), &names, Charged::default(), now).is_none());
         let event = event(&account, UpstreamId(1), &names, charged, now).unwrap();
