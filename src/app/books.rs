@@ -35,16 +35,21 @@ impl Closed {
     /// Opens the folder of `[journal]`, if there is one.
     pub(super) fn open(wanted: Option<&config::Journal>) -> Result<Option<Self>, StartFault> {
         let Some(wanted) = wanted else { return Ok(None) };
+        // Units that never mean to write a file forbid all rights to those that are made. These have to be read again, by
+        // the next process too, and the process makes no others.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
         let rotation = Arc::new(Rotation::new(wanted.bytes, wanted.age));
         let opened = journal::open(&wanted.folder, rotation.clone())
             .map_err(|error| StartFault::Journal { folder: wanted.folder.clone(), error: error.kind() })?;
         Ok(Some(Self { folder: wanted.folder.clone(), rotation, opened }))
     }
 
+    /// The one folder that is written to.
     pub(super) fn folder(&self) -> &PathBuf {
         &self.folder
     }
 
+    /// Where events are handed over.
     pub(super) fn journal(&self) -> &Journal {
         self.opened.journal()
     }
