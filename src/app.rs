@@ -3,12 +3,16 @@
 //! One thread a worker, each with its own runtime, accept sockets and upstream pools; a request
 //! stays where it was accepted. The control side runs on the thread that calls [`Bound::run`].
 
+mod books;
+
 use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -27,6 +31,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
+use self::books::Books;
 use crate::admin;
 use crate::admission;
 use crate::admission::Admission;
@@ -49,10 +54,13 @@ use crate::hygiene::lockdown::LockedDown;
 use crate::hygiene::lockdown::Needs;
 use crate::hygiene::lockdown::NotLocked;
 use crate::hygiene::process::Hardened;
+use crate::journal::Journal;
 use crate::listener;
 use crate::listener::Places;
 use crate::listener::Plan;
 use crate::proxy_protocol::TrustedNetworks;
+use crate::relay::RecordNames;
+use crate::relay::Recorder;
 use crate::retention::Rule;
 use crate::route::Routes;
 use crate::server::Server;
@@ -73,6 +81,7 @@ use crate::telemetry::metrics;
 use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
+use crate::telemetry::metrics::ProcessMetrics;
 use crate::telemetry::models::ModelTable;
 use crate::tls::Part;
 use crate::tls::TlsFault;
@@ -96,6 +105,9 @@ const SELF_SIGNED: &str = "self-signed";
 /// A certificate that expires within this is worth a line, once a day.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
+/// How long workers get to drop what they hold.
+const LAST_WORKERS: Duration = Duration::from_secs(2);
+
 /// How long cut connections get to leave the kernel.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -113,6 +125,11 @@ pub(crate) enum StartFault {
     },
     /// The file of keys.
     Keys(KeysFault),
+    /// Usage events cannot be written there.
+    Journal {
+        folder: PathBuf,
+        error: io::ErrorKind,
+    },
     /// `[memory] lock = "required"`, and it cannot be had.
     Memory(NotLocked),
     Names,
@@ -153,6 +170,13 @@ impl fmt::Display for StartFault {
                  for; unset it"
             ),
             Self::Keys(fault) => write!(f, "the file of keys is not taken: {fault}"),
+            Self::Journal { folder, error } => write!(
+                f,
+                "cannot use {} for usage events: {error}; the user that nullhop runs as must be able to make files there \
+                 (StateDirectory= in a systemd unit, a volume for a container), or switch them off: [journal] enabled = \
+                 false",
+                folder.display()
+            ),
             Self::Memory(NotLocked { limit }) => {
                 f.write_str("[memory] lock is \"required\", and memory cannot be locked")?;
                 if let Some(bytes) = limit {
@@ -196,6 +220,7 @@ struct Prepared {
     client_tls: Vec<Arc<ClientConfigs>>,
     /// By upstream: how many workers see it down.
     down: Vec<Arc<AtomicUsize>>,
+    journal: Option<Journal>,
 }
 
 struct PlanParts {
@@ -239,6 +264,7 @@ enum Message {
 
 struct WorkerHandle {
     updates: mpsc::Sender<Message>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 /// A running nullhop.
@@ -277,6 +303,7 @@ struct Control {
     /// The file of keys as it is in force.
     keys: Option<Arc<Keys>>,
     keys_seen: Option<FileState>,
+    shedding: Shedding,
     places: Arc<Places>,
     trigger: DrainTrigger,
     watcher: DrainWatcher,
@@ -286,6 +313,7 @@ struct Control {
     metrics: Option<Side>,
     admin: Option<Side>,
     drain_wanted: Rc<Notify>,
+    books: Option<Books>,
 }
 
 /// The metrics or the admin listener.
@@ -354,7 +382,9 @@ pub(crate) fn start(
     let session_keys = SessionKeys::new().map_err(StartFault::Tls)?;
     let shared = Arc::new(Shared::default());
     let keys_seen = FileState::of(&config);
-    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys, &shared)?);
+    let books = books::Closed::open(config.journal.as_ref())?;
+    let journal = books.as_ref().map(|books| books.journal().clone());
+    let prepared = Arc::new(Prepared::new(config.clone(), &registry, &session_keys, &shared, journal)?);
     let (trigger, watcher) = drain::channel();
     let places = Places::new();
 
@@ -400,22 +430,27 @@ pub(crate) fn start(
         Signals::new().map_err(|error| StartFault::Runtime(error.kind()))?
     };
 
-    let needs = Needs { memory: config.memory.lock, readable: &config.readable, writable: &[] };
+    if let Some(journal) = &config.journal {
+        restore_budgets(&config, &shared, &journal.folder)?;
+    }
+    let writable = books.as_ref().map(|books| books.folder().clone());
+    let needs = Needs { memory: config.memory.lock, readable: &config.readable, writable: writable.as_slice() };
     let locked_down = lockdown::lock_down(&needs).map_err(StartFault::Memory)?;
+    let books = books.map(books::Closed::start).transpose()?;
 
     let mut workers = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
         let (updates, inbox) = mpsc::channel(4);
         let update = Update { prepared: prepared.clone(), sockets };
         let (watcher, places) = (watcher.clone(), places.clone());
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 heap::enter_worker(number);
                 worker(update, inbox, watcher, places);
             })
             .map_err(|error| StartFault::Runtime(error.kind()))?;
-        workers.push(WorkerHandle { updates });
+        workers.push(WorkerHandle { updates, thread });
     }
 
     log::emit(Event::HeapChosen {
@@ -442,7 +477,9 @@ pub(crate) fn start(
             drain_wanted: Rc::new(Notify::new()),
             keys: prepared.keys.clone(),
             keys_seen,
+            shedding: Shedding::default(),
             shared,
+            books,
             prepared,
             workers,
             registry,
@@ -454,6 +491,19 @@ pub(crate) fn start(
         signals,
         reload,
     })
+}
+
+/// Reads back what was used in the day and the month that run, where there are budgets that need it.
+fn restore_budgets(config: &Config, shared: &Shared, folder: &Path) -> Result<(), StartFault> {
+    if config.plans.iter().all(|plan| plan.limits.budgets.is_empty()) {
+        return Ok(());
+    }
+    let (began, now) = (Instant::now(), admission::clock::nanos(Instant::now()));
+    let zone = &config.admission.time_zone;
+    let (read, done) = admission::restore(&shared.ledger, folder, zone, jiff::Timestamp::now(), now);
+    done.map_err(|error| StartFault::Journal { folder: folder.to_owned(), error: error.kind() })?;
+    log::emit(Event::BudgetsRestored { events: read.events, took: began.elapsed() });
+    Ok(())
 }
 
 /// Shows which guards hold; each one that does not gets a line.
@@ -524,6 +574,10 @@ impl Control {
                     heap::give_back();
                     ticks = ticks.wrapping_add(1);
                     self.show_admission(ticks.is_multiple_of(60));
+                    self.shedding.tell(self.shared.shed(), Instant::now());
+                    if let Some(books) = &mut self.books {
+                        books.tell(&process);
+                    }
                     if heap::overflowed() && !overflow_told {
                         overflow_told = true;
                         process.set_process_guard(ProcessGuard::SecretHeap, false);
@@ -590,6 +644,22 @@ impl Control {
         }
         drop(certificates);
         log::emit(Event::DrainFinished { streams_cut, took: began.elapsed() });
+        self.finish_books(&process).await;
+    }
+
+    /// Ends what workers still hold (answers that are read on without their clients), so that every exchange has its
+    /// record, and waits until all of them are on disk.
+    async fn finish_books(&mut self, process: &ProcessMetrics) {
+        let Some(books) = self.books.take() else { return };
+        process.set_cutting();
+        let threads: Vec<_> = self.workers.drain(..).map(|worker| worker.thread).collect();
+        let ended = async {
+            while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORKERS, ended).await;
+        books.finish(process);
     }
 
     /// Open streams by the gauges, those to upstreams that a reload has removed among them.
@@ -672,7 +742,9 @@ impl Control {
         let metrics = moved(ListenerKind::Metrics, &self.metrics, config.metrics.as_ref().map(|m| m.address))?;
         let admin = moved(ListenerKind::Admin, &self.admin, config.admin.as_ref().map(|a| a.address))?;
         let keys_seen = FileState::of(&config);
-        let prepared = Arc::new(Prepared::new(config.clone(), &self.registry, &self.session_keys, &self.shared)?);
+        let journal = self.books.as_ref().map(|books| books.journal().clone());
+        let prepared = Prepared::new(config.clone(), &self.registry, &self.session_keys, &self.shared, journal)?;
+        let prepared = Arc::new(prepared);
         (self.keys, self.keys_seen) = (prepared.keys.clone(), keys_seen);
 
         for address in opened {
@@ -699,6 +771,7 @@ impl Control {
             self.serve_metrics();
         }
         warn_of_open_metrics(&config);
+        Books::reloaded(self.books.as_ref(), config.journal.as_ref());
         // It may have brought secrets.
         tell_guard(&self.prepared, ProcessGuard::SecretsLocked, lockdown::secrets_locked());
         Ok(())
@@ -738,6 +811,31 @@ fn open_sockets(
     Ok(actual)
 }
 
+/// Whether requests are being refused for overload, for the log: a line when it begins and one when it is over.
+#[derive(Default)]
+struct Shedding {
+    seen: u64,
+    latest: Option<Instant>,
+}
+
+impl Shedding {
+    /// Once a second; `refused` so far.
+    fn tell(&mut self, refused: u64, now: Instant) {
+        if refused != self.seen {
+            self.seen = refused;
+            if self.latest.replace(now).is_none() {
+                log::emit(Event::Shedding { on: true });
+            }
+        } else if self.latest.is_some_and(|latest| now.saturating_duration_since(latest) >= SHEDDING_OVER) {
+            self.latest = None;
+            log::emit(Event::Shedding { on: false });
+        }
+    }
+}
+
+/// So long without a refusal, and it is over.
+const SHEDDING_OVER: Duration = Duration::from_secs(10);
+
 /// How often the file of keys is looked at. With it and the time that workers need, a change holds within a second.
 const KEYS_EVERY: Duration = Duration::from_millis(400);
 
@@ -769,6 +867,7 @@ impl Prepared {
         registry: &Metrics,
         keys: &SessionKeys,
         shared: &Arc<Shared>,
+        journal: Option<Journal>,
     ) -> Result<Self, StartFault> {
         let now = SystemTime::now();
         let server_tls = match config.listeners.iter().any(|listener| listener.tls) {
@@ -853,7 +952,7 @@ impl Prepared {
         let down = config.upstreams.iter().map(|_| Arc::new(AtomicUsize::new(0))).collect();
         shared.close_absent(keys.as_ref());
         admission.show(keys.as_ref(), limits_now, unix_now());
-        Ok(Self { config, admission, keys, routes, handles, server_tls, plans, client_tls, down })
+        Ok(Self { config, admission, keys, routes, handles, server_tls, plans, client_tls, down, journal })
     }
 
     /// This configuration for one worker.
@@ -863,7 +962,16 @@ impl Prepared {
             let tls = Rc::new(TlsConfigs { auto: tls.auto.clone(), h1: tls.h1.clone(), h2: tls.h2.clone() });
             Upstream::new(upstream_id(place), upstream, &tls, &self.handles, &self.down[place]).map(Rc::new)
         });
+        let recorder = self.journal.clone().map(|journal| {
+            let names = RecordNames {
+                pop: self.config.node.pop.as_deref().map(Arc::from),
+                upstreams: self.config.upstreams.iter().map(|upstream| upstream.name.as_str().into()).collect(),
+                models: self.handles.models().clone(),
+            };
+            Rc::new(Recorder::new(journal, names))
+        });
         Rc::new(Snapshot {
+            recorder,
             config: self.config.clone(),
             routes: self.routes.clone(),
             handles: self.handles.clone(),

@@ -126,14 +126,19 @@ Exit code 0 if it is, 1 if it is not or nobody answers.")]
     Probe(ProbeArgs),
     /// Make, list and revoke client keys
     Key(key::KeyArgs),
-    /// Add up the usage that a journal has
-    // Hidden until the relay writes a journal.
-    #[command(hide = true)]
+    /// Add up the usage that journals have
     #[command(after_help = "\
 Examples:
-  nullhop usage /var/lib/nullhop/journal
-  nullhop usage /var/lib/nullhop/journal --by account,key,model,day --zone Europe/Berlin
-  nullhop usage /var/lib/nullhop/journal --by account --format csv > usage.csv")]
+  nullhop usage /var/lib/nullhop/usage
+  nullhop usage /var/lib/nullhop/usage --by account,key,model,day --time-zone Europe/Berlin
+  nullhop usage /srv/usage/fra-1 /srv/usage/iad-1 --since 2026-11-01 --until 2026-11-30 --format csv
+  zcat usage-*.jsonl.gz | nullhop usage - --by day --format json
+
+Days are those on which exchanges ended; both ends of --since and --until count. An event that is there more than
+once counts once, over all paths. Journals may be written to meanwhile.
+
+Exit code 0 if all lines could be read, 1 if some could not: then the sums are there, without these, 2 if the
+command is wrong.")]
     Usage(usage::UsageArgs),
 }
 

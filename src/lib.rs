@@ -9,7 +9,6 @@ pub(crate) mod decode;
 pub(crate) mod demo;
 pub(crate) mod drain;
 pub mod hygiene;
-#[cfg_attr(not(test), expect(dead_code, reason = "taken into use by the relay"))]
 pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod limits;

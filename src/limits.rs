@@ -31,6 +31,14 @@ impl Amount {
     /// One request that costs nothing else.
     pub(crate) const REQUEST: Self = Self { requests: 1, input: 0, output: 0, money: 0 };
 
+    /// Adds another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.input = self.input.saturating_add(other.input);
+        self.output = self.output.saturating_add(other.output);
+        self.money = self.money.saturating_add(other.money);
+    }
+
     fn of(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Requests => self.requests,

@@ -26,7 +26,7 @@ fn says(arguments: &[&str]) -> String {
     out
 }
 
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 11] = [
     &["run"],
     &["check"],
     &["init"],
@@ -37,6 +37,7 @@ const COMMANDS: [&[&str]; 10] = [
     &["demo"],
     &["prove"],
     &["probe"],
+    &["usage"],
 ];
 
 #[test]
@@ -296,4 +297,45 @@ fn demo_stays_until_it_is_interrupted() {
     let began = Instant::now();
     assert_eq!(child.wait().expect("ends").code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn usage_says_what_is_wrong() {
+    let scratch = Scratch::new();
+    let event = "{\"id\":\"000000000000000a-0\",\"time\":\"2026-11-21T23:30:00.000Z\",\"upstream\":\"openai\",\
+                 \"model\":\"gpt-5\",\"input_uncached\":10,\"cost_usd\":\"0.000001\"}\n";
+    let file = scratch.file("usage-a.jsonl", &format!("{event}no event\n"));
+    let folder = scratch.path().to_str().expect("a path");
+    let missing = scratch.path().join("missing");
+    for (arguments, code, text) in [
+        (&["usage"][..], 2, "<PATH>"),
+        (&["usage", missing.to_str().expect("a path")], 2, "there is no such folder or file"),
+        (&["usage", folder, "--by", "colour"], 2, "[possible values: account, key, model, day, upstream, pop]"),
+        (&["usage", folder, "--since", "yesterday"], 2, "--since \"yesterday\" is no date; write it like 2026-11-01"),
+        (&["usage", folder, "--until", "2026-02-30"], 2, "--until \"2026-02-30\" is no date"),
+        (&["usage", folder, "--since", "2026-11-02T01:00:00"], 2, "is no date"),
+        (&["usage", folder, "--since", "2026-11-02", "--until", "2026-11-01"], 2, "--since is after --until"),
+        (&["usage", folder, "--time-zone", "Europe/Nowhere"], 2, "there is no time zone \"Europe/Nowhere\""),
+        (&["usage", folder, "--format", "xml"], 2, "possible values: table, csv, json"),
+        (&["usage", folder], 1, "error: 1 lines are no usage events and do not count"),
+    ] {
+        let (found, _, err) = nullhop(arguments);
+        assert_eq!(found, code, "{arguments:?}: {err}");
+        assert!(err.contains(text), "{arguments:?}: {err}");
+    }
+    std::fs::write(&file, event).expect("file");
+    let out = says(&["usage", folder, "--by", "day", "--time-zone", "Asia/Tokyo", "--format", "csv"]);
+    assert!(out.contains("\r\n2026-11-22,1,10,0,"), "{out}");
+    assert!(out.ends_with(",0.000001\r\n"), "{out}");
+    let out = says(&["usage", file.to_str().expect("a path"), "--until", "2026-11-20"]);
+    assert_eq!(out.lines().count(), 2, "{out}");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_nullhop"))
+        .args(["usage", "-", "--format", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    std::io::Write::write_all(&mut child.stdin.take().expect("piped"), event.as_bytes()).expect("written");
+    let out = child.wait_with_output().expect("ends").stdout;
+    assert!(String::from_utf8_lossy(&out).contains("\"cost_usd\": \"0.000001\""));
 }

@@ -384,7 +384,7 @@ fn no_marker_is_anywhere_and_series_do_not_grow() {
     });
 }
 
-const EVENTS: [&str; 24] = [
+const EVENTS: [&str; 28] = [
     "accept_failed",
     "budget_soft",
     "certificate_expires_soon",
@@ -397,6 +397,9 @@ const EVENTS: [&str; 24] = [
     "guard_threshold",
     "heap_chosen",
     "heap_limit_reached",
+    "journal_needs_restart",
+    "journal_refused",
+    "journal_resumed",
     "keys_refused",
     "keys_reloaded",
     "listening",
@@ -409,6 +412,7 @@ const EVENTS: [&str; 24] = [
     "stopped",
     "upstream_down",
     "upstream_up",
+    "usage_events_lost",
 ];
 
 #[test]

@@ -51,7 +51,8 @@ impl Bench {
         let secret = "0123456789abcdef0123456789abcdef";
         std::fs::write(folder.join("keys.secret"), secret).expect("written");
         std::fs::write(folder.join("provider.key"), "sk-operator").expect("written");
-        let hash_key = keys::HashKey::new(&crate::hygiene::Secret::new(secret.as_bytes().to_vec())).expect("long enough");
+        let hash_key =
+            keys::HashKey::new(&crate::hygiene::Secret::new(secret.as_bytes().to_vec())).expect("long enough");
         let _ = std::fs::remove_file(folder.join("keys.jsonl"));
         let mut heads = Vec::new();
         keys::change(&folder.join("keys.jsonl"), |records| {

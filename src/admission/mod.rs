@@ -18,6 +18,7 @@ mod headers;
 mod ledger;
 mod prices;
 mod provider_keys;
+mod restore;
 
 use std::cell::Cell;
 use std::cell::RefCell;
@@ -25,6 +26,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
@@ -84,6 +86,7 @@ pub(crate) use prices::Charged;
 pub(crate) use prices::Prices;
 use provider_keys::Picked;
 use provider_keys::ProviderKeys;
+pub(crate) use restore::restore;
 
 /// The headers in which SDKs send keys. Marked sensitive, so that HPACK does not index them and
 /// `Debug` does not print them.
@@ -112,6 +115,8 @@ pub(crate) struct Shared {
     back_off: BackOff,
     /// Open streams.
     streams: AtomicU32,
+    /// Requests that were refused for overload.
+    shed: AtomicU64,
 }
 
 /// One configuration's admission, shared by all workers.
@@ -328,12 +333,14 @@ impl Admission {
         let place =
             StreamPlace::take(&self.shared, self.config.admission.streams).filter(|_| !self.sheds(worker, priority));
         let Some(place) = place else {
+            self.shared.shed.fetch_add(1, Relaxed);
             process.limit_decided(LimitLabel::Global, Decision::Deny);
             return Err(Refusal::Overloaded);
         };
         let managed = grant.as_ref().is_some_and(|grant| grant.track == Track::Managed);
         let mode = if managed { Mode::Managed } else { Mode::Byok };
         let here = &self.upstreams[asked.upstream];
+        process.limit_decided(LimitLabel::Global, Decision::Allow);
         let picked = managed.then(|| here.keys.pick(now.nanos)).flatten();
         // With the operator's keys lines may be shared: what keeps tenants apart is the credential that goes up.
         let tenant = match (picked, shown.first()) {
@@ -526,6 +533,11 @@ impl Shared {
             }
         });
         self.ledger.forget_unused();
+    }
+
+    /// Requests that were refused for overload so far.
+    pub(crate) fn shed(&self) -> u64 {
+        self.shed.load(Relaxed)
     }
 
     /// Once a minute: forgets who has been quiet.

@@ -1,26 +1,33 @@
-//! `nullhop usage`: adds up a journal.
+//! `nullhop usage`: adds up journals.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::{FAILED, WRONG};
-use crate::journal::{By, Sums};
+use crate::journal::{By, Span, Sums};
 
 /// `nullhop usage`
 #[derive(Args)]
 pub struct UsageArgs {
-    /// Folder of the journal
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
-    /// What to add up by
-    #[arg(long, value_delimiter = ',', default_values = ["account", "model"])]
+    /// Folders of journals, or files of theirs; `-` is standard input
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// What to add up by: one or more, with commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = ["account", "model"])]
     by: Vec<Group>,
-    /// Time zone whose days count, such as Europe/Berlin
+    /// The first day that counts, such as 2026-11-01
+    #[arg(long, value_name = "DATE")]
+    since: Option<String>,
+    /// The last day that counts
+    #[arg(long, value_name = "DATE")]
+    until: Option<String>,
+    /// Time zone whose days they are, such as Europe/Berlin
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
-    zone: String,
+    time_zone: String,
     /// How to say it
     #[arg(long, default_value = "table")]
     format: Format,
@@ -31,14 +38,16 @@ pub struct UsageArgs {
 pub enum Group {
     /// The key's account
     Account,
+    /// The client key, by its id, with its latest label
+    Key,
+    /// The model's label
+    Model,
     /// The day on which the exchange ended
     Day,
-    /// The client key
-    Key,
-    /// The model's canonical name
-    Model,
     /// The upstream
     Upstream,
+    /// The point of presence
+    Pop,
 }
 
 /// How sums are printed.
@@ -54,35 +63,70 @@ pub enum Format {
 
 /// Does what `args` say.
 pub(super) fn usage(args: &UsageArgs, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<u8> {
-    let Ok(zone) = TimeZone::get(&args.zone) else {
-        writeln!(err, "error: there is no time zone {:?}", args.zone)?;
+    let Ok(zone) = TimeZone::get(&args.time_zone) else {
+        writeln!(err, "error: there is no time zone {:?}", args.time_zone)?;
         return Ok(WRONG);
     };
-    let by: Vec<By> = args
-        .by
-        .iter()
-        .map(|group| match group {
-            Group::Account => By::Account,
-            Group::Day => By::Day,
-            Group::Key => By::Key,
-            Group::Model => By::Model,
-            Group::Upstream => By::Upstream,
-        })
-        .collect();
-    let sums = match Sums::read(&args.folder, &by, &zone) {
-        Ok(sums) => sums,
-        Err(error) => {
-            writeln!(err, "error: {}: {}", args.folder.display(), error.kind())?;
-            return Ok(FAILED);
+    let mut days = [None; 2];
+    for (day, (name, text)) in days.iter_mut().zip([("--since", &args.since), ("--until", &args.until)]) {
+        let Some(text) = text else { continue };
+        // A date and nothing behind it: a time would not do what it says.
+        *day = text.parse::<Date>().ok().filter(|date| date.to_string() == **text);
+        if day.is_none() {
+            writeln!(err, "error: {name} {text:?} is no date; write it like 2026-11-01")?;
+            return Ok(WRONG);
         }
+    }
+    let [first, last] = days;
+    if first > last && last.is_some() {
+        writeln!(err, "error: --since is after --until")?;
+        return Ok(WRONG);
+    }
+    let Some(span) = Span::days(zone, first, last) else {
+        writeln!(err, "error: a date is out of range")?;
+        return Ok(WRONG);
     };
+    let by: Vec<By> = args.by.iter().map(|group| group.by()).collect();
+    let mut sums = Sums::new(&by, span);
+    for path in &args.paths {
+        let added = match path == Path::new("-") {
+            true => sums.add_lines(io::stdin().lock()),
+            false => sums.add(path),
+        };
+        if let Err(error) = added {
+            let (code, text) = match error.kind() {
+                io::ErrorKind::NotFound => (WRONG, "there is no such folder or file".to_owned()),
+                kind => (FAILED, kind.to_string()),
+            };
+            writeln!(err, "error: {}: {text}", path.display())?;
+            return Ok(code);
+        }
+    }
     match args.format {
         Format::Table => out.write_all(sums.table().as_bytes())?,
         Format::Csv => out.write_all(sums.csv().as_bytes())?,
         Format::Json => writeln!(out, "{:#}", sums.json())?,
     }
-    if sums.repeated > 0 || sums.unread > 0 {
-        writeln!(err, "{} events came twice and count once; {} lines could not be read", sums.repeated, sums.unread)?;
+    out.flush()?;
+    if sums.repeated() > 0 {
+        writeln!(err, "note: {} events were there more than once and count once", sums.repeated())?;
+    }
+    if sums.unread() > 0 {
+        writeln!(err, "error: {} lines are no usage events and do not count", sums.unread())?;
+        return Ok(FAILED);
     }
     Ok(0)
+}
+
+impl Group {
+    fn by(self) -> By {
+        match self {
+            Self::Account => By::Account,
+            Self::Key => By::Key,
+            Self::Model => By::Model,
+            Self::Day => By::Day,
+            Self::Upstream => By::Upstream,
+            Self::Pop => By::Pop,
+        }
+    }
 }

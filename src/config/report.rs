@@ -240,7 +240,10 @@ impl Cause {
             }
             Self::RelaxedByKeys(rule, keys) => {
                 let (name, says, plural) = (rule.as_str(), rule.says(), if *keys == 1 { "" } else { "s" });
-                format!("{keys} key{plural} relax{} the retention rule `{name}`: requests may ask the provider for {says}", if *keys == 1 { "es" } else { "" })
+                format!(
+                    "{keys} key{plural} relax{} the retention rule `{name}`: requests may ask the provider for {says}",
+                    if *keys == 1 { "es" } else { "" }
+                )
             }
             Self::Relaxed(None) => "all retention rules are relaxed: requests are passed on as they come".to_owned(),
             Self::NotRepeated(section) => {

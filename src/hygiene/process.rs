@@ -1,6 +1,8 @@
 //! Stage one: what the process gives up before it reads its first byte of input. Stage two is
 //! [`super::lockdown`].
 
+#![expect(unsafe_code, reason = "no safe crate of ours ignores a signal")]
+
 use rustix::process::DumpableBehavior;
 use rustix::process::Resource;
 use rustix::process::Rlimit;
@@ -28,6 +30,7 @@ pub(crate) struct Hardened {
 pub(crate) fn harden() -> Hardened {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     memory::raise_limit();
+    outlive_file_limits();
     Hardened {
         core_dumps_off: rustix::process::setrlimit(Resource::Core, none).is_ok(),
         // Before the process is not dumpable: afterwards the file belongs to root (proc(5)).
@@ -36,4 +39,11 @@ pub(crate) fn harden() -> Hardened {
         no_new_privileges: rustix::thread::set_no_new_privs(true).is_ok(),
         not_dumpable: rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok(),
     }
+}
+
+/// A file that has reached its limit (RLIMIT_FSIZE) is a fault of one write, not the end of the process: the journal tries
+/// again, and relays go on.
+fn outlive_file_limits() {
+    // SAFETY: ignoring a signal runs no code of ours; no other thread is there yet, and nobody else minds this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

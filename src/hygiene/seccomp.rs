@@ -124,19 +124,18 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getrlimit,
 ];
 
-/// What a journal needs beyond [`ALLOWED`], in folders that Landlock leaves writable.
+/// What a journal needs beyond [`ALLOWED`], in folders that Landlock leaves writable: its thread, with each batch of events
+/// and each new file. It writes with write(2) and cuts with ftruncate(2), which others need as well.
 const JOURNAL: &[c_long] = &[
-    libc::SYS_fallocate, // room before it is used
-    libc::SYS_fdatasync, // what is written survives
-    libc::SYS_flock,     // one writer
-    libc::SYS_fsync,     // names survive
-    libc::SYS_openat,    // any flags
-    libc::SYS_pwrite64,  // writing in place
-    libc::SYS_renameat,  // a full file steps aside
-    libc::SYS_renameat2,
-    libc::SYS_unlinkat, // the oldest file goes
+    libc::SYS_fdatasync, // a batch survives
+    libc::SYS_flock,     // a file of its own, also beside another process
+    libc::SYS_fsync,     // a name survives
+    libc::SYS_openat,    // with any flags: a new file
+    libc::SYS_renameat,  // a full file is closed
+    libc::SYS_renameat2, // the same, on machines without the one before
+    libc::SYS_unlinkat,  // an empty file goes with its process
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_open,
+    libc::SYS_open, // the same as above, by their older calls
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
     #[cfg(target_arch = "x86_64")]

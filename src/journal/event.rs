@@ -32,10 +32,19 @@ pub(crate) struct Event {
     pub(crate) key: Option<(Arc<str>, Arc<str>)>,
     pub(crate) account: Option<Arc<str>>,
     pub(crate) upstream: Arc<str>,
+    /// Whose credential went up: `byok`, `managed` or `none`.
+    pub(crate) mode: &'static str,
     pub(crate) operation: &'static str,
-    /// A canonical name of the model table.
+    /// A label of the model table.
     pub(crate) model: Arc<str>,
+    /// As the provider reported them.
     pub(crate) tokens: Tokens,
+    /// Input that is charged without a report.
+    pub(crate) estimated_input: u64,
+    /// The same for output.
+    pub(crate) estimated_output: u64,
+    /// Audio that is billed by its length, in milliseconds.
+    pub(crate) audio_ms: Option<u64>,
     /// `provider`, `partial`, `estimate` or `none`.
     pub(crate) source: &'static str,
     pub(crate) outcome: &'static str,
@@ -45,31 +54,35 @@ pub(crate) struct Event {
     pub(crate) cost: Option<u64>,
 }
 
-/// An id that no other event has: 16 random digits of this process, and a number.
-fn next_id() -> String {
-    static PROCESS: OnceLock<String> = OnceLock::new();
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let process = PROCESS.get_or_init(|| {
+/// A number that no other process has. Nobody has to be unable to guess it.
+pub(super) fn process() -> u64 {
+    static PROCESS: OnceLock<u64> = OnceLock::new();
+    *PROCESS.get_or_init(|| {
         let mut bytes = [0_u8; 8];
         if SystemRandom::new().fill(&mut bytes).is_err() {
-            // Time and process are as good to tell events apart; nobody has to be unable to guess them.
-            bytes = (Timestamp::now().as_nanosecond() as u64 ^ u64::from(std::process::id()) << 48).to_le_bytes();
+            // Time and process are as good to tell events apart.
+            return Timestamp::now().as_nanosecond() as u64 ^ u64::from(std::process::id()) << 48;
         }
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    });
-    format!("{process}-{}", NUMBER.fetch_add(1, Relaxed))
+        u64::from_le_bytes(bytes)
+    })
 }
 
+/// The number of the next event.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 impl Event {
-    /// Puts the event at the end of `out` as one line of JSON. Names are of letters that need no escape.
+    /// Puts the event at the end of `out` as one line of JSON. Its id is one that no other event has: 16 hexadecimal
+    /// digits of this process, and a number.
     pub(super) fn line(&self, out: &mut String) {
-        let _ = write!(out, "{{\"id\":\"{}\",\"time\":\"{:.3}\"", next_id(), self.ended);
+        let number = NEXT.fetch_add(1, Relaxed);
+        let _ = write!(out, "{{\"id\":\"{:016x}-{number}\",\"time\":\"{:.3}\"", process(), self.ended);
         let mut text = |name: &str, value: Option<&str>| {
             if let Some(value) = value {
-                let _ = write!(out, ",\"{name}\":\"{value}\"");
+                let _ = write!(out, ",\"{name}\":\"");
+                // All of them are configured names and fixed words, which need no escape. What would need one cannot
+                // break the line all the same.
+                out.extend(value.chars().map(|letter| if is_plain(letter) { letter } else { '_' }));
+                out.push('"');
             }
         };
         text("pop", self.pop.as_deref());
@@ -77,6 +90,7 @@ impl Event {
         text("label", self.key.as_ref().map(|(_, label)| &**label));
         text("account", self.account.as_deref());
         text("upstream", Some(&self.upstream));
+        text("mode", Some(self.mode));
         text("operation", Some(self.operation));
         text("model", Some(&self.model));
         let tokens = &self.tokens;
@@ -86,10 +100,15 @@ impl Event {
             ("input_cache_write", tokens.input_cache_write),
             ("output_response", tokens.output_response),
             ("output_reasoning", tokens.output_reasoning),
+            ("estimated_input", self.estimated_input),
+            ("estimated_output", self.estimated_output),
             ("side_input", tokens.side_input),
             ("side_output", tokens.side_output),
         ] {
             let _ = write!(out, ",\"{name}\":{value}");
+        }
+        if let Some(audio) = self.audio_ms {
+            let _ = write!(out, ",\"audio_ms\":{audio}");
         }
         let _ = write!(
             out,
@@ -102,16 +121,32 @@ impl Event {
             let _ = write!(out, ",\"first_token_ms\":{}", first.as_millis());
         }
         if let Some(cost) = self.cost {
-            let _ = write!(out, ",\"cost_usd\":\"{}\"", dollars(cost));
+            let _ = write!(out, ",\"cost_usd\":\"{}\"", dollars(cost.into()));
         }
         out.push_str("}\n");
     }
 }
 
+/// What JSON writes as it is, and CSV without quotes.
+fn is_plain(letter: char) -> bool {
+    letter.is_ascii_graphic() && !matches!(letter, '"' | '\\' | ',')
+}
+
 /// Picodollars as a decimal number of dollars, exact, without zeros at its end.
-pub(super) fn dollars(pico: u64) -> String {
+pub(super) fn dollars(pico: u128) -> String {
     let text = format!("{}.{:012}", pico / 1_000_000_000_000, pico % 1_000_000_000_000);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A decimal number of dollars in picodollars. `None` if it is none, or finer than that.
+pub(super) fn pico(text: &str) -> Option<u128> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.len() > 18 || fraction.len() > 12 || !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    let fraction_unit = 10_u128.pow(12 - fraction.len() as u32);
+    Some(whole.parse::<u128>().ok()? * 1_000_000_000_000 + fraction.parse::<u128>().ok()? * fraction_unit)
 }
 
 #[cfg(test)]
@@ -125,9 +160,13 @@ pub(super) mod tests {
             key: Some(("k1".into(), "ci-bot".into())),
             account: Some("acme".into()),
             upstream: "openai".into(),
+            mode: "managed",
             operation: "chat_completions",
             model: "gpt-5".into(),
             tokens: Tokens { input_uncached: 10, output_response: 5, ..Tokens::default() },
+            estimated_input: 3,
+            estimated_output: 4,
+            audio_ms: None,
             source: "provider",
             outcome: "ok",
             duration: Duration::from_millis(1234),
@@ -156,9 +195,24 @@ pub(super) mod tests {
             (1, "0.000000000001"),
             (1_000_000_000_000, "1"),
             (12_340_000_000_000, "12.34"),
-            (u64::MAX, "18446744.073709551615"),
+            (u128::from(u64::MAX), "18446744.073709551615"),
         ] {
             assert_eq!(dollars(pico), text);
+            assert_eq!(super::pico(text), Some(pico));
         }
+        assert_eq!(pico("2.50"), Some(2_500_000_000_000));
+        for wrong in ["", ".5", "1.", "-1", "1e3", "+1", "1.+5", "0.0000000000001", "1000000000000000000"] {
+            assert_eq!(pico(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn no_name_breaks_a_line() {
+        let mut line = String::new();
+        let name: String = (0..=255_u8).map(char::from).collect();
+        Event { upstream: name.as_str().into(), model: "*vendor/a:b@c.d_e-f".into(), ..event() }.line(&mut line);
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["model"], "*vendor/a:b@c.d_e-f", "all that a label can hold");
+        assert_eq!(value["upstream"].as_str().unwrap().len(), 256);
     }
 }

@@ -6,6 +6,7 @@
 mod body;
 mod head;
 mod hide;
+mod record;
 mod tally;
 mod usage;
 mod websocket;
@@ -52,6 +53,8 @@ pub(crate) use body::BodyFault;
 use body::Relayed;
 pub(crate) use body::StallMark;
 use body::Stream;
+pub(crate) use record::Names as RecordNames;
+pub(crate) use record::Recorder;
 pub(crate) use tally::Tally;
 use usage::Call;
 use usage::Look;

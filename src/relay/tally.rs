@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use prometheus::IntCounter;
 
+use super::record::Owner;
+use super::record::Recorder;
 use super::usage::Account;
 use super::usage::Call;
 use super::usage::Counted;
@@ -40,6 +42,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// The account. Dropped without [`Tally::settle`]: the client went away, or the drain's deadline came.
 pub(crate) struct Tally {
     handles: Arc<Handles>,
+    /// Where its record goes; `None` without a journal.
+    recorder: Option<Rc<Recorder>>,
     upstream: Option<UpstreamId>,
     operation: Operation,
     mode: Mode,
@@ -80,10 +84,11 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Opens the account of a request whose route is not known yet.
-    pub(crate) fn open(handles: Arc<Handles>, started: Instant) -> Self {
+    pub(crate) fn open(handles: Arc<Handles>, recorder: Option<Rc<Recorder>>, started: Instant) -> Self {
         let in_flight = GaugeGuard::new(&handles.no_upstream().in_flight);
         Self {
             handles,
+            recorder,
             upstream: None,
             operation: Operation::Other,
             mode: Mode::None,
@@ -484,7 +489,11 @@ impl Drop for Tally {
         if self.head_came {
             self.handles.traffic(self.upstream).stall_seconds.observe(self.longest_silence);
         }
-        let _cost = self.settle_permit(&account);
+        let owner = Owner::of(self.permit.as_deref());
+        let cost = self.settle_permit(&account);
+        if let Some(recorder) = &self.recorder {
+            recorder.record(&account, Owner { cost, ..owner });
+        }
         self.count(&account);
     }
 }
@@ -506,7 +515,7 @@ mod tests {
     }
 
     fn tally(handles: &Arc<Handles>) -> Tally {
-        let mut tally = Tally::open(handles.clone(), Instant::now());
+        let mut tally = Tally::open(handles.clone(), None, Instant::now());
         tally.routed(UPSTREAM, Operation::Realtime, Mode::Byok);
         tally
     }
@@ -601,7 +610,7 @@ mod tests {
         let (metrics, handles) = metrics();
         let started = Instant::now();
         let at = |ms: u64| started + Duration::from_millis(ms);
-        let mut tally = Tally::open(handles.clone(), started);
+        let mut tally = Tally::open(handles.clone(), None, started);
         tally.routed(UPSTREAM, Operation::ChatCompletions, Mode::Byok);
         tally.answered(200, Source::Upstream, true);
         tally.passed(b"", at(50));

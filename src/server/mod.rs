@@ -46,6 +46,7 @@ use crate::hygiene::io::HyperIo;
 use crate::relay;
 use crate::relay::AnswerBody;
 use crate::relay::Peer;
+use crate::relay::Recorder;
 use crate::relay::Refused;
 use crate::relay::StallMark;
 use crate::relay::StreamCut;
@@ -98,6 +99,8 @@ pub(crate) struct Snapshot {
     /// Replaced when the file of keys changes. `None`: there is none.
     pub(crate) keys: RefCell<Option<Arc<Keys>>>,
     pub(crate) worker: admission::Worker,
+    /// Where records of exchanges go; `None` without a journal.
+    pub(crate) recorder: Option<Rc<Recorder>>,
 }
 
 impl Snapshot {
@@ -246,7 +249,7 @@ impl Server {
         stall: StallMark,
     ) -> Response<AnswerBody> {
         let snapshot = self.snapshot();
-        let mut tally = Tally::open(snapshot.handles.clone(), Instant::now());
+        let mut tally = Tally::open(snapshot.handles.clone(), snapshot.recorder.clone(), Instant::now());
         let apart = snapshot.config.keys.as_ref().map(|keys| &keys.header);
         admission::protect_credentials(request.headers_mut(), apart);
         let upgrade = relay::is_upgrade(&request);
@@ -516,7 +519,7 @@ mod tests {
     fn a_panic_is_counted_as_ours() {
         let metrics = crate::telemetry::metrics::Metrics::new(None);
         let names = crate::telemetry::metrics::Names::new(["main"], [], []).unwrap();
-        let tally = Tally::open(Arc::new(metrics.bind(&names)), Instant::now());
+        let tally = Tally::open(Arc::new(metrics.bind(&names)), None, Instant::now());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(or_if_it_panics(
             async move {

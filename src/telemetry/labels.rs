@@ -319,10 +319,15 @@ labels! {
         AddressInUse => "address_in_use",
         AddressUnavailable => "address_unavailable",
         Aborted => "aborted",
+        /// The storage itself.
+        Disk => "disk",
+        DiskFull => "disk_full",
+        FileTooLarge => "file_too_large",
         Interrupted => "interrupted",
         NotFound => "not_found",
         OutOfMemory => "out_of_memory",
         PermissionDenied => "permission_denied",
+        ReadOnly => "read_only",
         Reset => "reset",
         TimedOut => "timed_out",
         TooManyFiles => "too_many_files",
@@ -348,9 +353,10 @@ impl TokenKind {
 
 impl From<&io::Error> for IoFault {
     fn from(error: &io::Error) -> Self {
-        // std has no stable kind for these three. ENFILE, EMFILE and ENOBUFS have had these numbers on Linux for ever,
+        // std has no stable kind for these four. EIO, ENFILE, EMFILE and ENOBUFS have had these numbers on Linux for ever,
         // on every architecture nullhop is built for.
         match error.raw_os_error() {
+            Some(5) => return Self::Disk,
             Some(23 | 24) => return Self::TooManyFiles,
             Some(105) => return Self::OutOfMemory,
             _ => {}
@@ -359,10 +365,13 @@ impl From<&io::Error> for IoFault {
             io::ErrorKind::AddrInUse => Self::AddressInUse,
             io::ErrorKind::AddrNotAvailable => Self::AddressUnavailable,
             io::ErrorKind::ConnectionAborted => Self::Aborted,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            io::ErrorKind::FileTooLarge => Self::FileTooLarge,
             io::ErrorKind::Interrupted => Self::Interrupted,
             io::ErrorKind::NotFound => Self::NotFound,
             io::ErrorKind::OutOfMemory => Self::OutOfMemory,
             io::ErrorKind::PermissionDenied => Self::PermissionDenied,
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
             io::ErrorKind::ConnectionReset => Self::Reset,
             io::ErrorKind::TimedOut => Self::TimedOut,
             _ => Self::Other,

@@ -42,6 +42,11 @@ pub(crate) enum Event {
         scope: BudgetScope,
         name: KeyLabel,
     },
+    /// What was used before the start counts again.
+    BudgetsRestored {
+        events: u64,
+        took: Duration,
+    },
     CertificateExpiresSoon {
         certificate: Name,
         left: Duration,
@@ -69,6 +74,14 @@ pub(crate) enum Event {
         heap: HeapKind,
     },
     HeapLimitReached,
+    /// The journal's folder, or that there is one, has changed; this process cannot write anywhere else any more.
+    JournalNeedsRestart,
+    /// The disk refuses usage events. They wait.
+    JournalRefused {
+        error: IoFault,
+    },
+    /// It takes them again.
+    JournalResumed,
     /// `line`: where the file is wrong; `None` if it could not be read.
     KeysRefused {
         line: Option<usize>,
@@ -112,6 +125,10 @@ pub(crate) enum Event {
     UpstreamUp {
         upstream: Name,
     },
+    /// `events`: how many found no room since the line before.
+    UsageEventsLost {
+        events: u64,
+    },
 }
 
 labels! {
@@ -131,6 +148,7 @@ labels! {
     EventKind, "event" {
         AcceptFailed => "accept_failed",
         BudgetSoft => "budget_soft",
+        BudgetsRestored => "budgets_restored",
         CertificateExpiresSoon => "certificate_expires_soon",
         CertificateRefused => "certificate_refused",
         CertificateReloaded => "certificate_reloaded",
@@ -140,6 +158,9 @@ labels! {
         DrainStarted => "drain_started",
         HeapChosen => "heap_chosen",
         HeapLimitReached => "heap_limit_reached",
+        JournalNeedsRestart => "journal_needs_restart",
+        JournalRefused => "journal_refused",
+        JournalResumed => "journal_resumed",
         KeysRefused => "keys_refused",
         KeysReloaded => "keys_reloaded",
         Listening => "listening",
@@ -152,6 +173,7 @@ labels! {
         Stopped => "stopped",
         UpstreamDown => "upstream_down",
         UpstreamUp => "upstream_up",
+        UsageEventsLost => "usage_events_lost",
     }
 }
 
@@ -248,6 +270,7 @@ impl Event {
         match self {
             Self::AcceptFailed { .. } => EventKind::AcceptFailed,
             Self::BudgetSoft { .. } => EventKind::BudgetSoft,
+            Self::BudgetsRestored { .. } => EventKind::BudgetsRestored,
             Self::CertificateExpiresSoon { .. } => EventKind::CertificateExpiresSoon,
             Self::CertificateRefused { .. } => EventKind::CertificateRefused,
             Self::CertificateReloaded { .. } => EventKind::CertificateReloaded,
@@ -257,6 +280,9 @@ impl Event {
             Self::DrainStarted { .. } => EventKind::DrainStarted,
             Self::HeapChosen { .. } => EventKind::HeapChosen,
             Self::HeapLimitReached => EventKind::HeapLimitReached,
+            Self::JournalNeedsRestart => EventKind::JournalNeedsRestart,
+            Self::JournalRefused { .. } => EventKind::JournalRefused,
+            Self::JournalResumed => EventKind::JournalResumed,
             Self::KeysRefused { .. } => EventKind::KeysRefused,
             Self::KeysReloaded { .. } => EventKind::KeysReloaded,
             Self::Listening { .. } => EventKind::Listening,
@@ -269,6 +295,7 @@ impl Event {
             Self::Stopped { .. } => EventKind::Stopped,
             Self::UpstreamDown { .. } => EventKind::UpstreamDown,
             Self::UpstreamUp { .. } => EventKind::UpstreamUp,
+            Self::UsageEventsLost { .. } => EventKind::UsageEventsLost,
         }
     }
 
@@ -278,10 +305,13 @@ impl Event {
             | Self::CertificateRefused { .. }
             | Self::ConfigRefused { .. }
             | Self::HeapLimitReached
+            | Self::JournalRefused { .. }
             | Self::KeysRefused { .. }
-            | Self::PanicCaught { .. } => LogLevel::Error,
+            | Self::PanicCaught { .. }
+            | Self::UsageEventsLost { .. } => LogLevel::Error,
             Self::BudgetSoft { .. }
             | Self::CertificateExpiresSoon { .. }
+            | Self::JournalNeedsRestart
             | Self::ProcessGuardMissing { .. }
             | Self::ProviderKeyCooling { .. }
             | Self::RetentionWarning { .. }
@@ -289,10 +319,12 @@ impl Event {
             | Self::UpstreamDown { .. } => LogLevel::Warn,
             Self::DrainFinished { streams_cut, .. } if *streams_cut > 0 => LogLevel::Warn,
             Self::CertificateReloaded { .. }
+            | Self::BudgetsRestored { .. }
             | Self::ConfigReloaded
             | Self::DrainFinished { .. }
             | Self::DrainStarted { .. }
             | Self::HeapChosen { .. }
+            | Self::JournalResumed
             | Self::KeysReloaded { .. }
             | Self::Listening { .. }
             | Self::Started { .. }
@@ -319,6 +351,10 @@ impl Event {
             Self::CertificateRefused { certificate } => line.name("certificate", certificate),
             Self::ConfigRefused { problems } => line.number("problems", *problems as u64),
             Self::ConfigReloaded => {}
+            Self::BudgetsRestored { events, took } => {
+                line.number("events", *events);
+                line.seconds("took_seconds", *took);
+            }
             Self::DrainFinished { streams_cut, took } => {
                 line.number("streams_cut", *streams_cut as u64);
                 line.seconds("took_seconds", *took);
@@ -328,7 +364,8 @@ impl Event {
                 line.seconds("deadline_seconds", *deadline);
             }
             Self::HeapChosen { heap } => line.label(*heap),
-            Self::HeapLimitReached => {}
+            Self::HeapLimitReached | Self::JournalNeedsRestart | Self::JournalResumed => {}
+            Self::JournalRefused { error } => line.label(*error),
             Self::KeysRefused { line: place } => {
                 if let Some(place) = place {
                     line.number("line", *place as u64);
@@ -361,6 +398,7 @@ impl Event {
             }
             Self::Stopped { uptime } => line.seconds("uptime_seconds", *uptime),
             Self::UpstreamDown { upstream } | Self::UpstreamUp { upstream } => line.name("upstream", upstream),
+            Self::UsageEventsLost { events } => line.number("events", *events),
         }
     }
 }
@@ -542,6 +580,9 @@ mod tests {
             Event::DrainStarted { streams: 7, deadline: Duration::from_secs(300) },
             Event::HeapChosen { heap: HeapKind::Secret },
             Event::HeapLimitReached,
+            Event::JournalNeedsRestart,
+            Event::JournalRefused { error: IoFault::DiskFull },
+            Event::JournalResumed,
             Event::KeysRefused { line: Some(12) },
             Event::KeysReloaded { active: 100_000, revoked: 3 },
             Event::Listening { kind: ListenerKind::Metrics, address },
@@ -554,6 +595,8 @@ mod tests {
             Event::Stopped { uptime: Duration::from_millis(61_005) },
             Event::UpstreamDown { upstream: name("openai") },
             Event::UpstreamUp { upstream: name("openai") },
+            Event::UsageEventsLost { events: 12 },
+            Event::BudgetsRestored { events: 7, took: Duration::from_millis(20) },
         ]
     }
 
@@ -626,13 +669,16 @@ mod tests {
         expect(5, "error config_refused problems=3");
         expect(6, "info config_reloaded");
         expect(7, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(11, "error keys_refused line=12");
-        expect(12, "info keys_reloaded active=100000 revoked=3");
-        expect(16, "warn provider_key_cooling upstream=openai key=second seconds=30 status=429");
-        expect(18, "warn shedding on=true");
-        expect(19, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(20, "info stopped uptime_seconds=61.005");
-        expect(21, "warn upstream_down upstream=openai");
+        expect(11, "warn journal_needs_restart");
+        expect(12, "error journal_refused error=disk_full");
+        expect(13, "info journal_resumed");
+        expect(14, "error keys_refused line=12");
+        expect(15, "info keys_reloaded active=100000 revoked=3");
+        expect(19, "warn provider_key_cooling upstream=openai key=second seconds=30 status=429");
+        expect(21, "warn shedding on=true");
+        expect(22, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(23, "info stopped uptime_seconds=61.005");
+        expect(24, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 

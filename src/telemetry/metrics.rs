@@ -333,7 +333,9 @@ impl ProcessMetrics {
             }),
             guards: ByLabel::new(|guard: Guard| families.guards.with_label_values(&[guard.as_str()])),
             overhead: ByLabel::new(|phase: Phase| LazyHistogram::new(&families.overhead, [phase.into()])),
-            relaxed_by_keys: ByLabel::new(|rule: Rule| families.rules_relaxed_by_keys.with_label_values(&[rule.as_str()])),
+            relaxed_by_keys: ByLabel::new(|rule: Rule| {
+                families.rules_relaxed_by_keys.with_label_values(&[rule.as_str()])
+            }),
             limit_overrun_tokens: families.limit_overrun_tokens.clone(),
             usage_events_written: families.usage_events.with_label_values(&[EventResult::Written.as_str()]),
             usage_events_lost: families.usage_events.with_label_values(&[EventResult::Lost.as_str()]),

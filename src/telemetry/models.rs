@@ -99,6 +99,11 @@ impl ModelTable {
         &self.labels[usize::from(id.0)]
     }
 
+    /// The same, to be kept; `other` for an id of another table.
+    pub(crate) fn text(&self, id: ModelId) -> &Arc<str> {
+        self.labels.get(usize::from(id.0)).unwrap_or(&self.labels[0])
+    }
+
     #[cfg(test)]
     pub(super) fn labels(&self) -> impl Iterator<Item = (ModelId, &str)> {
         self.labels.iter().enumerate().map(|(place, label)| (ModelId(u8::try_from(place).unwrap()), &**label))
