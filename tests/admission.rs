@@ -639,7 +639,8 @@ fn a_burst_never_passes_and_every_end_gives_its_place_back() {
 
 #[test]
 fn a_stream_over_its_budget_is_cut_and_what_it_used_is_owed() {
-    let world = World::new(Alpn::H1, "", &[("cut", &["--plan", "cut"])]);
+    let extra = "[admission]\nreserve_output_tokens = 20\nlag_max = \"0s\"\n";
+    let world = World::new(Alpn::H1, extra, &[("cut", &["--plan", "cut"])]);
     support::runtime().block_on(async {
         let mut client = world.edge.connect(Alpn::H1).await;
         let bearer = format!("Bearer {}", world.keys[0]);
@@ -697,6 +698,84 @@ fn a_key_that_the_provider_refuses_rests_and_its_caller_does_not_see_why() {
     let headroom =
         world.edge.metric("nullhop_upstream_limit_remaining_ratio", &["upstream=\"both\"", "resource=\"requests\""]);
     assert!((headroom - 0.03).abs() < 1e-9, "{headroom}");
+}
+
+#[test]
+fn budgets_survive_the_process_and_records_name_the_key() {
+    let mut world = World::new(Alpn::H1, "", &[("day", &["--plan", "day", "--account", "acme"])]);
+    world.answer("small", 10, 5);
+    support::runtime().block_on(async {
+        for _ in 0..6 {
+            assert_eq!(ask(&world, Alpn::H1, CHAT, &world.keys[0], "file=small").await.status(), 200);
+        }
+        assert_eq!(ask(&world, Alpn::H1, CHAT, &world.keys[0], "file=small").await.status(), 429);
+    });
+    world.edge.restart();
+    assert!(world.edge.wait_for_log("budgets_restored", SOON), "{:?}", world.edge.log());
+    support::runtime().block_on(async {
+        let answer = ask(&world, Alpn::H1, CHAT, &world.keys[0], "file=small").await;
+        assert_eq!((answer.status(), answer.json()["error"]["code"].as_str()), (429, Some("insufficient_quota")));
+    });
+    world.edge.signal("TERM");
+    assert_eq!(world.edge.wait_exit(SOON), Some(0));
+    let sums = nullhop(&world.edge.scratch, &["usage", "usage", "--by", "account,key,model", "--format", "csv"]);
+    let rows: Vec<&str> = sums.lines().collect();
+    // Six answers of 15 tokens at 0.000075 USD.
+    assert!(
+        rows[1].starts_with("acme,day,gpt-4o*,") && rows[1].contains(",60,") && rows[1].contains("0.00045"),
+        "{sums}"
+    );
+    for file in std::fs::read_dir(world.edge.scratch.path().join("usage")).expect("a folder") {
+        let text = std::fs::read_to_string(file.expect("a file").path()).expect("text");
+        assert!(!text.contains("nhk_") && !text.contains(PROVIDER_KEY));
+    }
+}
+
+#[test]
+fn one_key_at_its_limit_and_a_full_house_cost_others_nothing() {
+    let extra = "[admission]\nstreams = 12\nlag_max = \"0s\"\n";
+    let world = World::new(Alpn::H2, extra, &[("greedy", &["--account", "acme"]), ("other", &[])]);
+    support::runtime().block_on(async {
+        let mut held = Vec::new();
+        let hold = async |key: usize| {
+            let mut client = world.edge.connect(Alpn::H2).await;
+            let request = chat(&client, CHAT, &world.keys[key], "events=3;stall_after=100");
+            let answer = client.send(request).await.expect("head");
+            (answer.status().as_u16(), client, answer)
+        };
+        // Far beyond its two places; those that it is refused take none of the twelve.
+        for wanted in std::iter::repeat_n(200, 2).chain(std::iter::repeat_n(429, 30)) {
+            let (status, client, answer) = hold(0).await;
+            assert_eq!(status, wanted);
+            if status == 200 {
+                held.push((client, answer));
+            }
+        }
+        for _ in 0..10 {
+            let (status, client, answer) = hold(1).await;
+            assert_eq!(status, 200);
+            held.push((client, answer));
+        }
+        // Twelve: the newest are refused, in their dialect, and those that run go on.
+        assert_eq!(ask(&world, Alpn::H1, CHAT, &world.keys[1], "").await.status(), 503);
+        assert_eq!(ask(&world, Alpn::H1, "/anthropic/v1/messages", &world.keys[1], "").await.status(), 529);
+        let refused = ask(&world, Alpn::H2, CHAT, &world.keys[1], "").await;
+        assert_eq!(
+            (refused.header("retry-after"), refused.json()["error"]["code"].as_str()),
+            ("1", Some("overloaded"))
+        );
+        for (_client, answer) in &mut held {
+            assert!(next_data(answer.body_mut()).await.is_some_and(|data| data.is_ok()));
+        }
+        drop(held);
+        let began = Instant::now();
+        while ask(&world, Alpn::H1, CHAT, &world.keys[1], "").await.status() != 200 {
+            assert!(began.elapsed() < SOON);
+        }
+    });
+    assert!(world.edge.metric("nullhop_limit_decisions_total", &["limit=\"global\"", "decision=\"deny\""]) >= 3.0);
+    assert!(world.edge.wait_for_log("shedding on=true", SOON), "{:?}", world.edge.log());
+    assert!(world.edge.wait_for_log("shedding on=false", SOON));
 }
 
 #[test]

@@ -49,8 +49,6 @@ pub(super) struct Record<'l> {
     pub(super) figures: [u64; FIGURES.len()],
     /// Picodollars; 0 without a price.
     pub(super) cost: u128,
-    /// Whether the exchange was let in. What was not has no track.
-    pub(super) admitted: bool,
 }
 
 /// What stands in a line as the value of a member.
@@ -66,8 +64,8 @@ enum Field<'l> {
 struct Members<'l> {
     id: Option<(u64, u64)>,
     time: Option<Timestamp>,
-    /// `pop`, `key`, `label`, `account`, `upstream`, `model` and `mode`.
-    texts: [Option<Cow<'l, str>>; 7],
+    /// `pop`, `key`, `label`, `account`, `upstream` and `model`.
+    texts: [Option<Cow<'l, str>>; 6],
     figures: [u64; FIGURES.len()],
     cost: u128,
     wrong: bool,
@@ -97,7 +95,6 @@ impl Member {
             "account" => Self::Text(3),
             "upstream" => Self::Text(4),
             "model" => Self::Text(5),
-            "mode" => Self::Text(6),
             "input_uncached" => Self::Figure(0),
             "input_cache_read" => Self::Figure(1),
             "input_cache_write" => Self::Figure(2),
@@ -130,12 +127,10 @@ impl<'l> Members<'l> {
     }
 
     fn record(self) -> Option<Record<'l>> {
-        let [pop, key, label, account, upstream, model, mode] = self.texts;
+        let [pop, key, label, account, upstream, model] = self.texts;
         let (id, time, upstream, model) = (self.id?, self.time?, upstream?, model?);
         let Self { figures, cost, .. } = self;
-        let admitted = mode.as_deref() != Some("none");
-        let record = Record { id, time, pop, key, label, account, upstream, model, figures, cost, admitted };
-        (!self.wrong).then_some(record)
+        (!self.wrong).then_some(Record { id, time, pop, key, label, account, upstream, model, figures, cost })
     }
 }
 

@@ -24,8 +24,6 @@ pub(crate) struct Replayed<'l> {
     pub(crate) output: u64,
     /// Picodollars; 0 without a price.
     pub(crate) cost: u64,
-    /// Whether the exchange was let in.
-    pub(crate) admitted: bool,
 }
 
 /// What was read.
@@ -76,7 +74,6 @@ pub(crate) fn replay(folder: &Path, since: Timestamp, each: &mut dyn FnMut(Repla
                 input: sum(&[uncached, cache_read, cache_write, estimated_in]),
                 output: sum(&[response, reasoning, estimated_out]),
                 cost: u64::try_from(record.cost).unwrap_or(u64::MAX),
-                admitted: record.admitted,
             });
         })?;
     }

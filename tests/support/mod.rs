@@ -161,6 +161,25 @@ impl Edge {
         command.arg("run").arg("-c").arg(&path);
         command.envs(setup.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let (child, log, [listeners, metrics, admin]) = Self::start(&mut command);
+        Self { child, log, scratch, ca, listeners, metrics: metrics[0], admin: admin[0] }
+    }
+
+    /// Ends it in order and starts it again with the same files, at other ports.
+    pub fn restart(&mut self) {
+        self.signal("TERM");
+        self.wait_exit(Duration::from_secs(20)).expect("it ends");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nullhop"));
+        command.arg("run").arg("-c").arg(self.scratch.path().join("nullhop.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let (child, log, [listeners, metrics, admin]) = Self::start(&mut command);
+        (self.child, self.log, self.listeners) = (child, log, listeners);
+        (self.metrics, self.admin) = (metrics[0], admin[0]);
+    }
+
+    /// Starts it and waits until it says so; its addresses: of traffic, metrics and admin.
+    #[expect(clippy::type_complexity, reason = "the parts of an edge")]
+    fn start(command: &mut Command) -> (Child, Arc<Mutex<Vec<String>>>, [Vec<SocketAddr>; 3]) {
         let mut child = command.spawn().expect("nullhop starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = child.stderr.take().expect("piped");
@@ -181,15 +200,7 @@ impl Edge {
                         .map(|line| line.rsplit_once("address=").expect("address").1.parse().expect("address"))
                         .collect()
                 };
-                return Self {
-                    child,
-                    log,
-                    scratch,
-                    ca,
-                    listeners: of("traffic"),
-                    metrics: of("metrics")[0],
-                    admin: of("admin")[0],
-                };
+                return (child, log, [of("traffic"), of("metrics"), of("admin")]);
             }
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("nullhop ended with {status}:\n{}", seen.join("\n"));
