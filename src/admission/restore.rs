@@ -32,8 +32,7 @@ pub(crate) fn restore(
     let mut read = Replay::default();
     let done = journal::replay(folder, day.min(month), &mut |event| {
         read.events += 1;
-        let amount =
-            Amount { requests: event.admitted.into(), input: event.input, output: event.output, money: event.cost };
+        let amount = Amount { requests: 1, input: event.input, output: event.output, money: event.cost };
         let names = [(Scope::Key, event.key), (Scope::Account, event.account), (Scope::Upstream, Some(event.upstream))];
         for (scope, name) in names {
             let Some(name) = name else { continue };

@@ -40,8 +40,8 @@ pub(crate) struct Owner {
 
 impl Owner {
     /// Whose permit it is.
-    pub(super) fn of(permit: Option<&Permit>) -> Self {
-        Self { key: permit.and_then(Permit::key), account: permit.and_then(Permit::account), cost: None }
+    pub(super) fn of(permit: &Permit) -> Self {
+        Self { key: permit.key(), account: permit.account(), cost: None }
     }
 }
 

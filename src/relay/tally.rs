@@ -489,10 +489,12 @@ impl Drop for Tally {
         if self.head_came {
             self.handles.traffic(self.upstream).stall_seconds.observe(self.longest_silence);
         }
-        let owner = Owner::of(self.permit.as_deref());
-        let cost = self.settle_permit(&account);
-        if let Some(recorder) = &self.recorder {
-            recorder.record(&account, Owner { cost, ..owner });
+        // What was not let in has no record: otherwise anybody could fill the disk with wrong keys.
+        if let Some(owner) = self.permit.as_deref().map(Owner::of) {
+            let cost = self.settle_permit(&account);
+            if let Some(recorder) = &self.recorder {
+                recorder.record(&account, Owner { cost, ..owner });
+            }
         }
         self.count(&account);
     }
