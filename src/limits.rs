@@ -428,6 +428,7 @@ impl State {
     }
 
     /// Streams that run.
+    #[cfg(test)]
     pub(crate) fn open(&self) -> u32 {
         self.open
     }

@@ -26,16 +26,15 @@ pub(crate) struct Standing {
 impl Standing {
     /// Over all `subjects`.
     pub(super) fn of(subjects: &Subjects, now: u64) -> Self {
-        let tightest = |kind| {
-            let left = subjects.iter().flatten().filter_map(|subject| subject.left(kind, now));
-            left.min_by_key(|left| left.remaining)
-        };
-        Self {
-            requests: tightest(Kind::Requests),
-            tokens: tightest(Kind::Tokens),
-            input: tightest(Kind::InputTokens),
-            output: tightest(Kind::OutputTokens),
+        let kinds = [Kind::Requests, Kind::Tokens, Kind::InputTokens, Kind::OutputTokens];
+        let mut tightest = [None; 4];
+        for subject in subjects.iter().flatten() {
+            for (tightest, left) in tightest.iter_mut().zip(subject.left(kinds, now)) {
+                *tightest = [*tightest, left].into_iter().flatten().min_by_key(|left: &Left| left.remaining);
+            }
         }
+        let [requests, tokens, input, output] = tightest;
+        Self { requests, tokens, input, output }
     }
 
     /// Writes what there is into `headers`. Google's API has no such headers.

@@ -10,7 +10,6 @@
 mod event;
 mod file;
 mod read;
-#[cfg_attr(not(test), expect(dead_code, reason = "taken into use with budgets"))]
 mod replay;
 mod sum;
 
@@ -36,11 +35,7 @@ use std::time::Instant;
 pub(crate) use event::Event;
 pub(crate) use event::Tokens;
 use file::Segment;
-#[expect(unused_imports, reason = "taken into use with budgets")]
 pub(crate) use replay::Replay;
-#[expect(unused_imports, reason = "taken into use with budgets")]
-pub(crate) use replay::Replayed;
-#[expect(unused_imports, reason = "taken into use with budgets")]
 pub(crate) use replay::replay;
 pub(crate) use sum::By;
 pub(crate) use sum::Span;
