@@ -571,6 +571,7 @@ mod tests {
         vec![
             Event::AcceptFailed { kind: ListenerKind::Traffic, address, error: IoFault::TooManyFiles },
             Event::BudgetSoft { scope: BudgetScope::Account, name: KeyLabel::new("Team.7_eu").unwrap() },
+            Event::BudgetsRestored { events: 7, took: Duration::from_millis(20) },
             Event::CertificateExpiresSoon { certificate: name("main"), left },
             Event::CertificateRefused { certificate: name("main") },
             Event::CertificateReloaded { certificate: name("main"), left },
@@ -596,7 +597,6 @@ mod tests {
             Event::UpstreamDown { upstream: name("openai") },
             Event::UpstreamUp { upstream: name("openai") },
             Event::UsageEventsLost { events: 12 },
-            Event::BudgetsRestored { events: 7, took: Duration::from_millis(20) },
         ]
     }
 
@@ -665,20 +665,20 @@ mod tests {
         };
         expect(0, "error accept_failed kind=traffic address=[::1]:9464 error=too_many_files");
         expect(1, "warn budget_soft scope=account name=Team.7_eu");
-        expect(2, "warn certificate_expires_soon certificate=main left_seconds=86400.000");
-        expect(5, "error config_refused problems=3");
-        expect(6, "info config_reloaded");
-        expect(7, "warn drain_finished streams_cut=2 took_seconds=1.500");
-        expect(11, "warn journal_needs_restart");
-        expect(12, "error journal_refused error=disk_full");
-        expect(13, "info journal_resumed");
-        expect(14, "error keys_refused line=12");
-        expect(15, "info keys_reloaded active=100000 revoked=3");
-        expect(19, "warn provider_key_cooling upstream=openai key=second seconds=30 status=429");
-        expect(21, "warn shedding on=true");
-        expect(22, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
-        expect(23, "info stopped uptime_seconds=61.005");
-        expect(24, "warn upstream_down upstream=openai");
+        expect(3, "warn certificate_expires_soon certificate=main left_seconds=86400.000");
+        expect(6, "error config_refused problems=3");
+        expect(7, "info config_reloaded");
+        expect(8, "warn drain_finished streams_cut=2 took_seconds=1.500");
+        expect(12, "warn journal_needs_restart");
+        expect(13, "error journal_refused error=disk_full");
+        expect(14, "info journal_resumed");
+        expect(15, "error keys_refused line=12");
+        expect(16, "info keys_reloaded active=100000 revoked=3");
+        expect(20, "warn provider_key_cooling upstream=openai key=second seconds=30 status=429");
+        expect(22, "warn shedding on=true");
+        expect(23, concat!("info started version=", env!("CARGO_PKG_VERSION"), " workers=4"));
+        expect(24, "info stopped uptime_seconds=61.005");
+        expect(25, "warn upstream_down upstream=openai");
         assert!(lines.iter().all(|line| line.matches('\n').count() == 1));
     }
 
