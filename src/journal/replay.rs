@@ -116,7 +116,8 @@ mod tests {
         std::fs::write(folder.join("other.jsonl"), lines(&["2026-11-03T00:00:00Z"])).unwrap();
         let mut shown = Vec::new();
         let done = replay(&folder, since, &mut |event| {
-            assert_eq!((event.key, event.account, event.upstream), (Some("k1"), Some("acme"), "openai"));
+            assert_eq!((event.key, event.account), (Some("k1"), Some("acme")));
+            assert_eq!((event.upstream, event.model), ("openai", "gpt-5"));
             assert_eq!((event.input, event.output, event.cost), (13, 9, 1_500_000));
             shown.push(event.time.to_string());
         });
