@@ -779,6 +779,23 @@ fn one_key_at_its_limit_and_a_full_house_cost_others_nothing() {
 }
 
 #[test]
+fn the_page_on_limits_is_right() {
+    let page = include_str!("../docs/limits.md");
+    let block = |kind: &str| {
+        let (_, rest) = page.split_once(&format!("```{kind}\n")).expect("a block");
+        rest.split("```").next().expect("its end").to_owned()
+    };
+    let scratch = Scratch::new();
+    scratch.file("openai.key", PROVIDER_KEY);
+    scratch.file("nullhop.toml", &block("toml"));
+    let command = block("console").lines().next().expect("a command").to_owned();
+    let words: Vec<&str> = command.split_whitespace().skip(2).take_while(|word| *word != "#").collect();
+    assert!(nullhop(&scratch, &words).starts_with("nhk_"), "{command}");
+    let says = nullhop(&scratch, &["check", "-c", "nullhop.toml"]);
+    assert!(says.contains("1 key in"), "{says}");
+}
+
+#[test]
 fn nobody_starts_with_the_operators_keys_and_an_open_door() {
     let scratch = Scratch::new();
     scratch.file("provider.key", PROVIDER_KEY);

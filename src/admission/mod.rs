@@ -380,8 +380,11 @@ impl Admission {
             true => Amount::default(),
             false => Amount::REQUEST,
         };
+        if asked.billed {
+            wanted.output = u64::from(writes);
+        }
         if asked.billed && !asked.upgrade {
-            (wanted.input, wanted.output) = (input, u64::from(writes));
+            wanted.input = input;
         }
         match ledger::admit(subjects, wanted, now.nanos, now.calendar) {
             Ok(reservation) => {
@@ -874,9 +877,12 @@ impl Admission {
         use crate::telemetry::labels::Resource;
         let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
         let metrics = self.handles.upstream(upstream_id(upstream));
-        for (resource, remaining, limit) in [
+        let anthropic = self.config.upstreams[upstream].provider == Provider::Anthropic;
+        let of_openai = [
             (Resource::Requests, "x-ratelimit-remaining-requests", "x-ratelimit-limit-requests"),
             (Resource::Tokens, "x-ratelimit-remaining-tokens", "x-ratelimit-limit-tokens"),
+        ];
+        let of_anthropic = [
             (Resource::Requests, "anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-limit"),
             (Resource::Tokens, "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-limit"),
             (
@@ -889,7 +895,9 @@ impl Admission {
                 "anthropic-ratelimit-output-tokens-remaining",
                 "anthropic-ratelimit-output-tokens-limit",
             ),
-        ] {
+        ];
+        let told: &[_] = if anthropic { &of_anthropic } else { &of_openai };
+        for &(resource, remaining, limit) in told {
             // Azure may say -1 or 0 of limits that it does not have.
             if let (Some(remaining), Some(limit)) = (number(remaining), number(limit))
                 && remaining >= 0.0

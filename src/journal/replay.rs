@@ -17,7 +17,6 @@ pub(crate) struct Replayed<'l> {
     pub(crate) key: Option<&'l str>,
     pub(crate) account: Option<&'l str>,
     pub(crate) upstream: &'l str,
-    pub(crate) model: &'l str,
     /// Reported and estimated, of all kinds; without side tokens.
     pub(crate) input: u64,
     /// The same for output.
@@ -70,7 +69,6 @@ pub(crate) fn replay(folder: &Path, since: Timestamp, each: &mut dyn FnMut(Repla
                 key: record.key.as_deref(),
                 account: record.account.as_deref(),
                 upstream: &record.upstream,
-                model: &record.model,
                 input: sum(&[uncached, cache_read, cache_write, estimated_in]),
                 output: sum(&[response, reasoning, estimated_out]),
                 cost: u64::try_from(record.cost).unwrap_or(u64::MAX),
