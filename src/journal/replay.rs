@@ -115,7 +115,7 @@ mod tests {
         let mut shown = Vec::new();
         let done = replay(&folder, since, &mut |event| {
             assert_eq!((event.key, event.account), (Some("k1"), Some("acme")));
-            assert_eq!((event.upstream, event.model), ("openai", "gpt-5"));
+            assert_eq!(event.upstream, "openai");
             assert_eq!((event.input, event.output, event.cost), (13, 9, 1_500_000));
             shown.push(event.time.to_string());
         });
