@@ -39,10 +39,39 @@ pub fn pin(core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Goes before everyone else's work, as far as the kernel lets us: this process and what it starts from now on.
-pub fn go_first() -> bool {
-    rustix::process::setpriority_process(None, -20).is_ok()
+/// This process and what it starts from now on go before everyone else's work, as far as the kernel lets us; until it is
+/// dropped.
+pub struct First {
+    /// Whether the kernel did.
+    pub granted: bool,
+    /// The priority that our session had among others.
+    session: Option<String>,
 }
+
+impl First {
+    /// Asks for it.
+    pub fn ask() -> First {
+        let granted = rustix::process::setpriority_process(None, FIRST).is_ok();
+        // With autogroups a priority counts only within its session, and this one counts among sessions:
+        // "/autogroup-273 nice 0".
+        let session = fs::read_to_string(AUTOGROUP).ok();
+        let session = session.and_then(|text| Some(text.trim().rsplit_once(" nice ")?.1.to_owned()));
+        let _ = fs::write(AUTOGROUP, FIRST.to_string());
+        First { granted, session }
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        if let Some(session) = &self.session {
+            let _ = fs::write(AUTOGROUP, session);
+        }
+        let _ = rustix::process::setpriority_process(None, 0);
+    }
+}
+
+const AUTOGROUP: &str = "/proc/self/autogroup";
+const FIRST: i32 = -20;
 
 /// Raises the limit on descriptors for this process and its children; returns what it is now.
 pub fn raise_descriptors(wanted: u64) -> u64 {

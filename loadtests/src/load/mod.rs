@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 
 use crate::BoxError;
 use crate::load::machine::Cores;
+use crate::load::machine::First;
 use crate::load::proxies::Kind;
 use crate::load::proxies::Programs;
 use crate::load::proxies::Site;
@@ -59,9 +60,10 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<Report, BoxErro
     let cores = if options.pin { Some(Cores::of_machine()?) } else { None };
     if let Some(cores) = cores {
         machine::pin(cores.load)?;
-        if !machine::go_first() {
-            progress("no right to go before others: on a machine that is not idle events are relayed in heaps");
-        }
+    }
+    let first = options.pin.then(First::ask);
+    if first.as_ref().is_some_and(|first| !first.granted) {
+        progress("no right to go before others: on a machine that is not idle events are relayed in heaps");
     }
     let mut versions = BTreeMap::new();
     for kind in &options.proxies {

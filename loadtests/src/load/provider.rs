@@ -451,7 +451,11 @@ impl Events for H2Events {
 async fn send_h2(stream: &mut h2::SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<(), BoxError> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
-        let room = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.ok_or("the stream is gone")??;
+        // `poll_capacity` tells of capacity that is new, and of none that is there already.
+        let room = match stream.capacity() {
+            0 => std::future::poll_fn(|cx| stream.poll_capacity(cx)).await.ok_or("the stream is gone")??,
+            room => room,
+        };
         let piece = data.split_to(room.min(data.len()));
         let last = end && data.is_empty();
         stream.send_data(piece, last)?;

@@ -14,6 +14,8 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
 use std::str::FromStr;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -117,7 +119,10 @@ impl Site {
         upstream_h2: bool,
         full: bool,
     ) -> Result<Site, BoxError> {
-        let folder = std::env::temp_dir().join(format!("nullhop-load-{}", std::process::id()));
+        // Tests run several at once in one process.
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let folder = std::env::temp_dir().join(format!("nullhop-load-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let site = Site { folder, programs, cores, upstream_h2, full };
         let leaf = ca.leaf(&["localhost", "127.0.0.1"]);
