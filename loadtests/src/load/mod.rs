@@ -20,6 +20,9 @@ pub mod rows;
 
 use std::collections::BTreeMap;
 
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
 use crate::BoxError;
 use crate::load::machine::Cores;
 use crate::load::machine::First;
@@ -78,7 +81,7 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<Report, BoxErro
     let site = Site::new(&ca, options.programs.clone(), cores, options.upstream_h2, options.full)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    let rounds = async {
         let bench = Bench::new(&ca, &site, &options.scale, cores, options.upstream_h2)?;
         for round in 0..options.rounds {
             for row in &options.rows {
@@ -108,6 +111,15 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<Report, BoxErro
             }
         }
         Ok::<(), BoxError>(())
+    };
+    local.block_on(&runtime, async {
+        // Told to end, the tool takes the proxies with it.
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            done = rounds => done,
+            _ = terminated.recv() => Err("told to end".into()),
+            _ = tokio::signal::ctrl_c() => Err("told to end".into()),
+        }
     })?;
     Ok(report)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::HandshakeKind;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -366,12 +367,14 @@ struct Stream {
     events: Events,
     tally: Rc<Tally>,
     started: bool,
+    /// Held until it is: how many open at once has a limit.
+    opening: Option<OwnedSemaphorePermit>,
     now_ns: u64,
 }
 
 impl Stream {
     fn new(tally: &Rc<Tally>) -> Stream {
-        Stream { events: Events::default(), tally: tally.clone(), started: false, now_ns: 0 }
+        Stream { events: Events::default(), tally: tally.clone(), started: false, opening: None, now_ns: 0 }
     }
 }
 
@@ -398,6 +401,7 @@ impl Sink for Stream {
         add(&tally.units, seen);
         if !self.started && seen > 0 {
             self.started = true;
+            self.opening = None;
             tally.started.set(tally.started.get() + 1);
         }
         Ok(())
@@ -527,29 +531,22 @@ impl Work<'_> {
         for number in 0..count {
             let script = self.events(period, group, number);
             let mut sink = Stream::new(&self.tally);
-            if h2 {
-                if number % self.scale.h2_streams == 0 {
-                    shared.push(self.target.h2().await?);
-                }
-                let connection = shared[number / self.scale.h2_streams].clone();
-                tasks.spawn_local(async move { connection.exchange(script, REQUEST_BYTES, &mut sink).await });
-            } else {
-                let (target, at_once) = (self.target.clone(), at_once.clone());
-                tasks.spawn_local(async move {
-                    let permit = at_once.acquire_owned().await?;
-                    let mut connection = target.h1(None).await?;
-                    connection.send(script, REQUEST_BYTES).await?;
-                    let mut message = connection.begin();
-                    while !sink.started {
-                        if connection.step(&mut message, &mut sink).await? {
-                            return Err("a stream ended before it began".into());
-                        }
-                    }
-                    drop(permit);
-                    while !connection.step(&mut message, &mut sink).await? {}
-                    Ok(())
-                });
+            let (target, at_once) = (self.target.clone(), at_once.clone());
+            if h2 && number % self.scale.h2_streams == 0 {
+                shared.push(self.target.h2().await?);
             }
+            let connection = shared.last().cloned();
+            tasks.spawn_local(async move {
+                sink.opening = Some(at_once.acquire_owned().await?);
+                match connection {
+                    Some(connection) => connection.exchange(script, REQUEST_BYTES, &mut sink).await,
+                    None => {
+                        let mut connection = target.h1(None).await?;
+                        connection.send(script, REQUEST_BYTES).await?;
+                        connection.receive(&mut sink).await
+                    }
+                }
+            });
         }
         while self.tally.started.get() < count {
             sleep(Duration::from_millis(5)).await;
@@ -800,7 +797,7 @@ const REQUEST_BYTES: usize = 1000;
 const SMALL: usize = 300;
 /// Longer than any row.
 const IDLE: Duration = Duration::from_secs(3600);
-/// Streams that are being opened; a listener's queue holds more.
+/// Streams that are being opened: fewer than any listener's queue holds, so that none waits for a lost SYN.
 const CONNECTS_AT_ONCE: usize = 32;
 const HANDSHAKES_AT_ONCE: usize = 4;
 /// Requests for the time to the first byte.
