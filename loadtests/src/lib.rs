@@ -9,6 +9,7 @@
 //! - [`streams`] makes answers of random words with an account of their figures.
 //! - [`encoding`] is the sender's side of gzip, deflate, brotli and zstd.
 //! - [`words`] is content that a search of a process's memory finds again; [`hpack`] writes header blocks by hand.
+//! - [`load`] is the load test: a client and a provider that cost little, and the proxies between them.
 //! - [`tls`] mints certificates; [`io`] is the socket that both sides hand to hyper.
 //!
 //! Everything listens on loopback and on free ports.
@@ -28,6 +29,8 @@ pub mod words;
 
 pub mod io;
 pub mod tls;
+
+pub mod load;
 
 /// The error that crosses crate borders here: tests only print it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

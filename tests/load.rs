@@ -1,0 +1,65 @@
+//! The load test in small: each row once, against this build, for correctness alone. Times are not judged here;
+//! `docs/performance.md` says how that is done.
+
+use std::path::PathBuf;
+
+use nullhop_loadtests::load::Options;
+use nullhop_loadtests::load::proxies::Kind;
+use nullhop_loadtests::load::proxies::Programs;
+use nullhop_loadtests::load::rows::Row;
+use nullhop_loadtests::load::rows::Scale;
+use nullhop_loadtests::load::run;
+
+fn options(rows: Vec<Row>, upstream_h2: bool) -> Options {
+    Options {
+        proxies: vec![Kind::Nullhop],
+        rows,
+        rounds: 1,
+        scale: Scale::tiny(),
+        programs: Programs { nullhop: PathBuf::from(env!("CARGO_BIN_EXE_nullhop")) },
+        pin: false,
+        upstream_h2,
+        full: false,
+    }
+}
+
+/// Every row ends, every byte is as sent, and every figure is there.
+#[test]
+fn every_row_delivers_every_byte() {
+    let report = run(&options(Row::ALL.to_vec(), false), &|_| ()).expect("the load test runs");
+    assert_eq!(report.faults, [""; 0]);
+    for row in Row::ALL {
+        let name = match row {
+            Row::MemoryH1 | Row::MemoryH2 | Row::SlowReaders => "PSS",
+            Row::LatencyFew | Row::LatencyMany => "event p99",
+            _ => "",
+        };
+        let figure = report.figure(row, name, Kind::Nullhop).unwrap_or_else(|| panic!("{} is missing", row.name()));
+        assert!(figure > 0.0, "{}: {figure}", row.name());
+    }
+    assert!(report.table().contains("handshake, resumed"));
+    assert_eq!(report.json()["figures"][0]["row"], "sse-paced");
+}
+
+/// The same over h2 to the provider, where bodies take another way.
+#[test]
+fn rows_deliver_over_h2_to_the_provider() {
+    let rows = vec![Row::SsePaced, Row::SseGrouped, Row::SseUnpaced, Row::Unary, Row::Down, Row::Up, Row::H2SseUnpaced];
+    let report = run(&options(rows, true), &|_| ()).expect("the load test runs");
+    assert_eq!(report.faults, [""; 0]);
+}
+
+/// What is not installed is left out, and a proxy that is not what it should be shows.
+#[test]
+fn a_proxy_that_does_not_listen_is_a_fault() {
+    let mut options = options(vec![Row::Unary], false);
+    options.programs.nullhop = PathBuf::from("/nonexistent/nullhop");
+    let said = std::cell::RefCell::new(Vec::new());
+    let report = run(&options, &|line| said.borrow_mut().push(line.to_owned())).expect("the load test runs");
+    assert!(report.faults.is_empty());
+    assert!(said.borrow().iter().any(|line| line.starts_with("nullhop is left out")));
+
+    options.programs.nullhop = PathBuf::from("/bin/true");
+    let report = run(&options, &|_| ()).expect("the load test runs");
+    assert!(report.faults[0].contains("does not listen"), "{:?}", report.faults);
+}
