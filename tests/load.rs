@@ -19,7 +19,7 @@ fn options(rows: Vec<Row>, upstream_h2: bool) -> Options {
         programs: Programs { nullhop: PathBuf::from(env!("CARGO_BIN_EXE_nullhop")) },
         pin: false,
         upstream_h2,
-        full: false,
+        full: true,
     }
 }
 

@@ -52,7 +52,7 @@ impl Arguments {
             tiny: false,
             pin: true,
             upstream_h2: false,
-            full: false,
+            full: true,
             nullhop: None,
             json: None,
         };
@@ -65,7 +65,7 @@ impl Arguments {
                 "--tiny" => parsed.tiny = true,
                 "--no-pin" => parsed.pin = false,
                 "--upstream" => parsed.upstream_h2 = value()? == "h2",
-                "--full" => parsed.full = true,
+                "--no-admission" => parsed.full = false,
                 "--nullhop" => parsed.nullhop = Some(value()?.into()),
                 "--json" => parsed.json = Some(value()?.into()),
                 _ => return Err(format!("unknown argument {argument}").into()),

@@ -100,7 +100,7 @@ const FIELDS: [(&str, &str); 11] = [
     ("accept", "application/json"),
     ("content-type", "application/json"),
     ("user-agent", "OpenAI/Python 2.8.1"),
-    ("authorization", "Bearer sk-load-0123456789abcdef0123456789abcdef"),
+    ("authorization", "Bearer nhk_Ky9Pf34qY6Nb3wWD25RQ4F5ZR3qa7yEeeby3abP32NKfOT"),
     ("x-stainless-lang", "python"),
     ("x-stainless-package-version", "2.8.1"),
     ("x-stainless-os", "Linux"),

@@ -129,6 +129,9 @@ impl Site {
         site.write("ca.crt", &ca.pem())?;
         site.write("edge.crt", &leaf.cert_pem)?;
         site.write("edge.key", &leaf.key_pem)?;
+        site.write("provider.key", "sk-load-0123456789abcdef0123456789abcdef")?;
+        site.write("keys.secret", KEYS_SECRET)?;
+        site.write("keys.jsonl", KEYS)?;
         site.write("edge.pem", &format!("{}{}", leaf.cert_pem, leaf.key_pem))?;
         Ok(site)
     }
@@ -166,7 +169,10 @@ impl Site {
             // Each stream takes a connection on both sides.
             ("@CONNECTIONS@", (limit / 2 - 100).min(CONNECTIONS).to_string()),
             ("@PROTOCOL@", if self.upstream_h2 { "h2" } else { "h1" }.to_owned()),
-            ("# @FULL@", if self.full { FULL } else { "" }.to_owned()),
+            (
+                "# @FULL@",
+                if self.full { FULL.replace("@FOLDER@", &self.folder.display().to_string()) } else { String::new() },
+            ),
         ] {
             text = text.replace(place, &value);
         }
@@ -263,8 +269,36 @@ const NGINX: &str = include_str!("../../nginx.conf");
 const HAPROXY: &str = include_str!("../../haproxy.cfg");
 const NULLHOP: &str = include_str!("../../nullhop.toml");
 
-/// What `--full` adds to nullhop's configuration. Empty as long as there is no admission with keys.
-const FULL: &str = "";
+/// Behind the upstream of nullhop's configuration, unless `--no-admission`: the caller's key is looked up, limits and budgets
+/// of key, account and upstream are reserved and settled, tokens are priced, each exchange leaves a usage event.
+const FULL: &str = r#"plan = "load"
+[[upstream.key]]
+secret = { file = "@FOLDER@/provider.key" }
+
+[keys]
+file = "@FOLDER@/keys.jsonl"
+secret = { file = "@FOLDER@/keys.secret" }
+account_plan = "load"
+
+[[plan]]
+name = "load"
+concurrency = 1000000
+rates = ["1G requests/1m", "1G tokens/1m", "1G output tokens/1m"]
+budgets = ["1000G tokens/day", "1000000 usd/month"]
+
+[[price]]
+models = ["m-1"]
+input = "2.5"
+output = "10"
+
+[journal]
+folder = "@FOLDER@/usage"
+"#;
+
+/// What keys are hashed with, and what is known of the key that the client shows.
+const KEYS_SECRET: &str = "0123456789abcdef0123456789abcdef";
+const KEYS: &str = r#"{"id":"load","hash":"c06efba89549d2d68402a4018511f79b7047813391b1d33100232291708fb1a3","label":"load","account":"load","plan":"load"}
+"#;
 
 /// For 5,000 streams, each with a connection on both sides of both ends, in this process.
 const DESCRIPTORS: u64 = 40_000;
