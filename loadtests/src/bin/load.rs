@@ -109,6 +109,6 @@ fn build() -> Result<PathBuf, BoxError> {
 }
 
 const USAGE: &str = "usage: load [--rounds N] [--only ROW,...] [--proxies nginx,haproxy,nullhop] [--json FILE]
-            [--upstream h1|h2] [--full] [--nullhop PROGRAM] [--tiny] [--no-pin]
+            [--upstream h1|h2] [--no-admission] [--nullhop PROGRAM] [--tiny] [--no-pin]
 rows: sse-paced sse-grouped sse-unpaced unary down up handshake-full handshake-resumed h2-sse-paced
       h2-sse-unpaced h2-unary memory-h1 memory-h2 slow-readers latency-few latency-many";
