@@ -282,46 +282,83 @@ impl Opener {
         record.len().checked_sub(HEAD + self.key.front() + TAG).ok_or(StreamFault::BadRecord)
     }
 
+    /// Where the content begins in a record that [`Self::open_in_place`] has opened.
+    pub(super) fn content_at(&self) -> usize {
+        HEAD + self.key.front()
+    }
+
     /// Opens a whole record into `room`, which has just [`Self::room_for`] it: what it carries and the length of its
     /// content, which stands in front. On a fault nothing of it is left in `room`.
     pub(super) fn open(&mut self, record: &[u8], room: &mut [u8]) -> Result<(Kind, usize), StreamFault> {
-        let front = self.key.front();
-        let (head, body) = record.split_at(HEAD);
-        let (explicit, body) = body.split_at(front);
+        let (head, explicit, body) = self.parts(record)?;
         let (sealed, tag) = body.split_at(room.len());
-        let outer = Kind::of(head[0])?;
+        let (nonce, data, data_len) = self.around(head, explicit, sealed.len());
+        let opened = self.key.key.open_separate_gather(nonce, Aad::from(&data[..data_len]), sealed, tag, room);
+        self.checked(head[0], opened.is_ok(), room)
+    }
+
+    /// The same where the record stands: its content begins at [`Self::content_at`].
+    pub(super) fn open_in_place(&mut self, record: &mut [u8]) -> Result<(Kind, usize), StreamFault> {
+        let (head, explicit, body) = self.parts(record)?;
+        let sealed = body.len() - TAG;
+        let (nonce, data, data_len) = self.around(head, explicit, sealed);
+        let at = self.content_at();
+        let body = &mut record[at..];
+        let opened = self.key.key.open_in_place(nonce, Aad::from(&data[..data_len]), body).is_ok();
+        self.checked(head[0], opened, &mut body[..sealed])
+    }
+
+    /// The head, the part of the nonce that was sent, and the rest, with at least a tag.
+    fn parts<'r>(&self, record: &'r [u8]) -> Result<([u8; HEAD], [u8; EXPLICIT], &'r [u8]), StreamFault> {
+        let (head, rest) = record.split_first_chunk().ok_or(StreamFault::BadRecord)?;
+        if self.key.form == Form::Tls13 && head[0] != Kind::Data.byte() {
+            return Err(StreamFault::UnexpectedMessage);
+        }
+        let (explicit, rest) = match self.key.form {
+            Form::Explicit => rest.split_first_chunk().map(|(explicit, rest)| (*explicit, rest)),
+            Form::Tls13 | Form::Counted => Some(([0; EXPLICIT], rest)),
+        }
+        .ok_or(StreamFault::BadRecord)?;
+        if rest.len() < TAG {
+            return Err(StreamFault::BadRecord);
+        }
+        Ok((*head, explicit, rest))
+    }
+
+    /// The nonce of the next record, and what is authenticated with it.
+    fn around(&self, head: [u8; HEAD], explicit: [u8; EXPLICIT], sealed: usize) -> (Nonce, [u8; 13], usize) {
         let mut nonce = self.key.nonce(self.number);
         if self.key.form == Form::Explicit {
             nonce = self.key.iv;
-            nonce[NONCE_LEN - EXPLICIT..].copy_from_slice(explicit);
+            nonce[NONCE_LEN - EXPLICIT..].copy_from_slice(&explicit);
         }
         let nonce = Nonce::assume_unique_for_key(nonce);
-        let key = &self.key.key;
-        let opened = match self.key.form {
-            Form::Tls13 => {
-                if outer != Kind::Data {
-                    return Err(StreamFault::UnexpectedMessage);
-                }
-                let head: [u8; HEAD] = [head[0], head[1], head[2], head[3], head[4]];
-                key.open_separate_gather(nonce, Aad::from(head), sealed, tag, room)
-            }
-            Form::Explicit | Form::Counted => {
-                let data = associated(self.number, head[0], sealed.len());
-                key.open_separate_gather(nonce, Aad::from(data), sealed, tag, room)
-            }
-        };
-        if opened.is_err() {
-            wipe(room);
+        if self.key.form == Form::Tls13 {
+            let mut data = [0; 13];
+            data[..HEAD].copy_from_slice(&head);
+            (nonce, data, HEAD)
+        } else {
+            (nonce, associated(self.number, head[0], sealed), 13)
+        }
+    }
+
+    /// What an opened record carries and how long it is; wiped if it may not be.
+    fn checked(&mut self, outer: u8, opened: bool, content: &mut [u8]) -> Result<(Kind, usize), StreamFault> {
+        if !opened {
+            wipe(content);
             return Err(StreamFault::BadRecord);
         }
         self.number += 1;
-        let checked = if self.key.form == Form::Tls13 { inner(room) } else { Ok((outer, room.len())) };
+        let checked = match self.key.form {
+            Form::Tls13 => inner(content),
+            Form::Explicit | Form::Counted => Kind::of(outer).map(|kind| (kind, content.len())),
+        };
         let checked = checked.and_then(|(kind, len)| match len {
             ..=CONTENT_MAX => Ok((kind, len)),
             _ => Err(StreamFault::RecordOverflow),
         });
         if checked.is_err() {
-            wipe(room);
+            wipe(content);
         }
         checked
     }

@@ -3,8 +3,8 @@
 //! rustls shakes hands and keeps what keys and tickets are made of; the records are sealed and opened here, because a
 //! proxy's own needs are few and its promise is strict. What arrives is opened from a buffer of ciphertext straight into
 //! the reader's memory; what is written is gathered and sealed in one buffer a thread, and sent from it in one system
-//! call. So nothing here holds content between two calls but the rest of a record that its reader had no room for, which
-//! is wiped as it is handed out. A connection without a record under way holds no buffer at all.
+//! call. So nothing here holds content between two calls but the rest of a record that its reader had no room for: it is
+//! opened where it stands and wiped as it is handed out. A connection without a record under way holds no buffer at all.
 //!
 //! Beside content the peer may send: alerts, tickets (kept by rustls), and demands for a next key. RFC 8446 sections 4.6
 //! and 6; of TLS 1.2 also a request to shake hands again, which is refused with a warning (RFC 5746 section 4.5).
@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
@@ -108,11 +109,8 @@ pub struct TlsStream<IO> {
     sealer: Sealer,
     opener: Opener,
     tls13: bool,
-    /// Ciphertext that is not opened yet.
+    /// Ciphertext that is not opened yet, and the rest of a record whose reader had no room for all of it.
     incoming: Option<Incoming>,
-    /// The rest of a record whose reader had no room for all of it, from `handed` on.
-    rest: Vec<u8>,
-    handed: usize,
     /// Ciphertext that the socket has not taken yet, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
@@ -129,11 +127,14 @@ pub struct TlsStream<IO> {
     fault: Option<StreamFault>,
 }
 
-/// A read buffer and which part of it is not opened yet. Ciphertext only.
+/// A read buffer. Its content is ciphertext, but for `rest`.
 struct Incoming {
     bytes: Box<[u8]>,
+    /// What is not opened yet.
     start: usize,
     end: usize,
+    /// What is opened and not handed out yet; it stands before `start`.
+    rest: Range<usize>,
 }
 
 thread_local! {
@@ -146,15 +147,18 @@ thread_local! {
 impl Incoming {
     fn take() -> Self {
         let spare = SPARE.with_borrow_mut(Vec::pop);
-        Self { bytes: spare.unwrap_or_else(|| vec![0; READ_MAX].into_boxed_slice()), start: 0, end: 0 }
+        Self { bytes: spare.unwrap_or_else(|| vec![0; READ_MAX].into_boxed_slice()), start: 0, end: 0, rest: 0..0 }
     }
 
-    fn give_back(self) {
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < SPARE_BUFFERS {
-                spare.push(self.bytes);
-            }
-        });
+    /// Leaves the buffer to the next reader, if nothing stands in it any more.
+    fn give_back_empty(this: &mut Option<Self>) {
+        if let Some(incoming) = this.take_if(|incoming| incoming.start == incoming.end && incoming.rest.is_empty()) {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARE_BUFFERS {
+                    spare.push(incoming.bytes);
+                }
+            });
+        }
     }
 }
 
@@ -180,8 +184,6 @@ impl<IO> TlsStream<IO> {
             tls13: version == ProtocolVersion::TLSv1_3,
             kernel,
             incoming,
-            rest: Vec::new(),
-            handed: 0,
             outgoing: Vec::new(),
             sent: 0,
             message: Vec::new(),
@@ -198,7 +200,7 @@ impl<IO> TlsStream<IO> {
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
         let incoming = self.incoming.as_ref().map_or(0, |incoming| incoming.bytes.len());
-        self.rest.capacity() + self.outgoing.capacity() + self.message.capacity() + incoming
+        self.outgoing.capacity() + self.message.capacity() + incoming
     }
 
     /// The key of ours that is in force seals so many records from its first on.
@@ -213,17 +215,16 @@ impl<IO> TlsStream<IO> {
         self.kernel.version()
     }
 
-    /// Hands out what is left of the last record.
-    fn hand_out(&mut self, buffer: &mut ReadBuf<'_>) {
-        let left = &mut self.rest[self.handed..];
+    /// Hands out what is left of the last record. `false`: nothing is.
+    fn hand_out(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let Some(incoming) = self.incoming.as_mut().filter(|incoming| !incoming.rest.is_empty()) else { return false };
+        let left = &mut incoming.bytes[incoming.rest.clone()];
         let len = left.len().min(buffer.remaining());
         buffer.put_slice(&left[..len]);
         wipe(&mut left[..len]);
-        self.handed += len;
-        if self.handed == self.rest.len() {
-            self.rest = Vec::new();
-            self.handed = 0;
-        }
+        incoming.rest.start += len;
+        Incoming::give_back_empty(&mut self.incoming);
+        true
     }
 
     /// Opens the whole records that are there, as far as `buffer` has room. One record that finds only a part of its room
@@ -242,48 +243,62 @@ impl<IO> TlsStream<IO> {
         while !self.closed
             && let Some(incoming) = &mut self.incoming
         {
-            let bytes = &incoming.bytes[incoming.start..incoming.end];
+            let bytes = &mut incoming.bytes[incoming.start..incoming.end];
             let Some(len) = Opener::record_len(bytes)?.filter(|len| *len <= bytes.len()) else { return Ok(()) };
-            let record = &bytes[..len];
+            let record = &mut bytes[..len];
             let room = self.opener.room_for(record)?;
-            let mut own = Vec::new();
-            let into = if room <= buffer.remaining() {
-                buffer.initialize_unfilled_to(room)
+            *opened = true;
+            let (kind, content) = if room <= buffer.remaining() {
+                let into = buffer.initialize_unfilled_to(room);
+                let (kind, content) = self.opener.open(record, into)?;
+                if kind == Kind::Data {
+                    // A message does not go on behind content.
+                    if !self.message.is_empty() {
+                        wipe(into);
+                        return Err(StreamFault::UnexpectedMessage);
+                    }
+                    self.updates_left = UPDATES_MAX;
+                    buffer.advance(content);
+                    incoming.start += len;
+                    Incoming::give_back_empty(&mut self.incoming);
+                    continue;
+                }
+                // What is no content goes the other way, which is rare.
+                let at = self.opener.content_at();
+                record[at..at + content].copy_from_slice(&into[..content]);
+                wipe(into);
+                (kind, content)
             } else if buffer.filled().len() > before {
                 return Ok(());
             } else {
-                own.resize(room, 0);
-                &mut own[..]
+                self.opener.open_in_place(record)?
             };
-            *opened = true;
-            let (kind, content) = self.opener.open(record, into)?;
+            let start = incoming.start + self.opener.content_at();
             incoming.start += len;
-            if incoming.start == incoming.end
-                && let Some(incoming) = self.incoming.take()
-            {
-                incoming.give_back();
-            }
-            if kind != Kind::Handshake && !self.message.is_empty() {
-                wipe(into);
-                return Err(StreamFault::UnexpectedMessage);
-            }
+            incoming.rest = start..start + content;
             if kind == Kind::Data {
+                if !self.message.is_empty() {
+                    wipe(&mut incoming.bytes[start..start + content]);
+                    incoming.rest = 0..0;
+                    return Err(StreamFault::UnexpectedMessage);
+                }
                 self.updates_left = UPDATES_MAX;
-                if own.is_empty() {
-                    buffer.advance(content);
-                } else if content > 0 {
-                    own.truncate(content);
-                    self.rest = own;
-                    self.hand_out(buffer);
+                if self.hand_out(buffer) {
                     return Ok(());
                 }
+                Incoming::give_back_empty(&mut self.incoming);
                 continue;
             }
-            let said = into[..content].to_vec();
-            wipe(into);
-            match kind {
-                Kind::Alert => self.alert(&said)?,
-                _ => self.messages(&said)?,
+            let said = incoming.bytes[start..start + content].to_vec();
+            wipe(&mut incoming.bytes[start..start + content]);
+            incoming.rest = 0..0;
+            Incoming::give_back_empty(&mut self.incoming);
+            if kind == Kind::Handshake {
+                self.messages(&said)?;
+            } else if self.message.is_empty() {
+                self.alert(&said)?;
+            } else {
+                return Err(StreamFault::UnexpectedMessage);
             }
         }
         Ok(())
@@ -294,9 +309,10 @@ impl<IO> TlsStream<IO> {
         match (level, what) {
             (_, CLOSE_NOTIFY) => {
                 self.closed = true;
-                if let Some(incoming) = self.incoming.take() {
-                    incoming.give_back();
+                if let Some(incoming) = &mut self.incoming {
+                    incoming.start = incoming.end;
                 }
+                Incoming::give_back_empty(&mut self.incoming);
                 Ok(())
             }
             (1, what) if !self.tls13 || what == USER_CANCELED => {
@@ -400,11 +416,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         let polled = Pin::new(&mut self.io).poll_read(cx, &mut room);
         let read = room.filled().len();
         incoming.end += read;
-        if incoming.end == 0
-            && let Some(incoming) = self.incoming.take()
-        {
-            incoming.give_back();
-        }
+        Incoming::give_back_empty(&mut self.incoming);
         ready!(polled)?;
         Poll::Ready(Ok(read))
     }
@@ -486,9 +498,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if !this.rest.is_empty() {
-                this.hand_out(buffer);
-            } else if let Some(fault) = this.fault {
+            if this.hand_out(buffer) {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(fault) = this.fault {
                 return Poll::Ready(Err(fault.into()));
             } else {
                 let outcome = this.open(buffer);
