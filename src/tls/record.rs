@@ -249,6 +249,9 @@ impl<'a, 'b> Slices<'a, 'b> {
     }
 }
 
+/// A record's head, the part of its nonce that was sent, and the rest.
+type Parts<'r> = ([u8; HEAD], [u8; EXPLICIT], &'r [u8]);
+
 /// Decrypts what the peer sends.
 pub(super) struct Opener {
     key: Key,
@@ -309,7 +312,7 @@ impl Opener {
     }
 
     /// The head, the part of the nonce that was sent, and the rest, with at least a tag.
-    fn parts<'r>(&self, record: &'r [u8]) -> Result<([u8; HEAD], [u8; EXPLICIT], &'r [u8]), StreamFault> {
+    fn parts<'r>(&self, record: &'r [u8]) -> Result<Parts<'r>, StreamFault> {
         let (head, rest) = record.split_first_chunk().ok_or(StreamFault::BadRecord)?;
         if self.key.form == Form::Tls13 && head[0] != Kind::Data.byte() {
             return Err(StreamFault::UnexpectedMessage);
