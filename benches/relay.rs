@@ -3,8 +3,9 @@
 //! CPU time and not wall time, because it is the figure that a busy machine spoils least.
 //! `cargo bench --bench relay` prints a table. `NULLHOP_HEAP=plain,secret` compares heaps: one nullhop for each, which
 //! take turns, and the median of their turns. `NULLHOP_HEAP=unwiped,plain`, with `--features skip-measures`, tells what
-//! wiping costs: `unwiped` is the plain heap with every measure left out. `NULLHOP_WORK=SSE` does only what has this in
-//! its name.
+//! wiping costs: `unwiped` is the plain heap with every measure left out. In the same list, `/a/path` is another build of
+//! nullhop, and `nginx` is nginx as it is installed, which wants a high limit of open files. `NULLHOP_TURNS=3` sets the
+//! number of turns, and `NULLHOP_WORK="SSE"` or `"down h1/h1"` does only what has this in its name.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -23,10 +24,67 @@ use nullhop_loadtests::tls::Alpn;
 use support::Edge;
 use support::Setup;
 
+/// What is measured: an `Edge`, or another proxy.
+struct Side {
+    edge: Option<Edge>,
+    child: Option<std::process::Child>,
+    address: std::net::SocketAddr,
+    pid: u32,
+    _scratch: Option<support::Scratch>,
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Side {
+    fn of(edge: Edge) -> Self {
+        Self { address: edge.address(), pid: edge.pid(), edge: Some(edge), child: None, _scratch: None }
+    }
+
+    fn nginx(provider: u16) -> Self {
+        let scratch = support::Scratch::new();
+        let leaf = nullhop_loadtests::tls::Leaf::self_signed(&["localhost"]);
+        scratch.file("edge.pem", &leaf.cert_pem);
+        scratch.file("edge.key", &leaf.key_pem);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let dir = scratch.path().display().to_string();
+        let config = format!(
+            "daemon off; master_process off; pid {dir}/pid; error_log stderr; worker_rlimit_nofile 60000;\n\
+             events {{ worker_connections 20000; }}\n\
+             http {{ access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n\
+             keepalive_requests 100000000; client_max_body_size 0; tcp_nodelay on;\n\
+             upstream provider {{ server 127.0.0.1:{provider}; keepalive 1024; keepalive_requests 100000000; }}\n\
+             server {{ listen 127.0.0.1:{port} ssl http2; ssl_certificate {dir}/edge.pem; ssl_certificate_key {dir}/edge.key; ssl_protocols TLSv1.2 TLSv1.3;\n\
+             http2_max_requests 100000000; location / {{ proxy_pass https://provider; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off; proxy_request_buffering off; proxy_ssl_protocols TLSv1.2 TLSv1.3; proxy_ssl_session_reuse on; proxy_read_timeout 600s; }} }} }}\n"
+        );
+        let path = scratch.file("nginx.conf", &config);
+        let child =
+            std::process::Command::new("/usr/sbin/nginx").arg("-p").arg(&dir).arg("-c").arg(&path).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let pid = child.id();
+        Self { edge: None, child: Some(child), address: ([127, 0, 0, 1], port).into(), pid, _scratch: Some(scratch) }
+    }
+
+    async fn connect(&self, alpn: Alpn) -> Client {
+        Client::connect(self.address, "localhost", alpn, &nullhop_loadtests::tls::Trust::AcceptAny)
+            .await
+            .expect("connects")
+    }
+}
+
 fn main() {
     let heaps = std::env::var("NULLHOP_HEAP").unwrap_or_else(|_| "auto".to_owned());
     let heaps: Vec<&str> = heaps.split(',').collect();
-    let turns = if heaps.len() > 1 { 9 } else { 1 };
+    let turns = std::env::var("NULLHOP_TURNS")
+        .ok()
+        .and_then(|turns| turns.parse().ok())
+        .unwrap_or(if heaps.len() > 1 { 9 } else { 1 });
     let wanted = std::env::var("NULLHOP_WORK").unwrap_or_default();
     let all_measures = Measure::ALL.map(Measure::name).join(",");
     println!("{:<34} {:>10} {:>12}", "work (client/upstream)", "units", "CPU each");
@@ -51,15 +109,40 @@ fn main() {
             ),
             ..Setup::default()
         };
-        let edges: Vec<Edge> =
-            heaps.iter().map(|heap| Edge::with(&provider.url(), provider.ca_pem(), setup(heap))).collect();
+        let mut wanted_here = false;
+        for work in [
+            "SSE 160 bytes unpaced",
+            "SSE 160 bytes paced 50/s",
+            "SSE 160 bytes grouped 8/ms",
+            "unary 1 KB/1 KB",
+            "down",
+            "up",
+        ] {
+            wanted_here |= format!("{work} {name}").contains(&wanted);
+        }
+        if !wanted_here {
+            continue;
+        }
+        let edges: Vec<Side> = heaps
+            .iter()
+            .map(|heap| match *heap {
+                "nginx" => Side::nginx(provider.port()),
+                heap if heap.starts_with('/') => Side::of(Edge::with(
+                    &provider.url(),
+                    provider.ca_pem(),
+                    Setup { binary: Some(heap.into()), ..setup("auto") },
+                )),
+                heap => Side::of(Edge::with(&provider.url(), provider.ca_pem(), setup(heap))),
+            })
+            .collect();
         for (heap, edge) in heaps.iter().zip(&edges) {
+            let Some(edge) = &edge.edge else { continue };
             let left_out = edge.log().iter().any(|line| line.contains("is left out"));
             assert_eq!(*heap == "unwiped", left_out, "build with --features skip-measures");
         }
         let runtime = support::runtime();
-        let measure = |work: &str, unit: &str, units: u64, run: &dyn for<'e> Fn(&'e Edge) -> Running<'e>| {
-            if !work.contains(&wanted) {
+        let measure = |work: &str, unit: &str, units: u64, run: &dyn for<'e> Fn(&'e Side) -> Running<'e>| {
+            if !format!("{work} {name}").contains(&wanted) {
                 return;
             }
             let mut taken = vec![Vec::new(); edges.len()];
@@ -68,9 +151,9 @@ fn main() {
             }
             for _ in 0..turns {
                 for (edge, taken) in edges.iter().zip(&mut taken) {
-                    let before = cpu_seconds(edge.pid());
+                    let before = cpu_seconds(edge.pid);
                     runtime.block_on(run(edge));
-                    taken.push((cpu_seconds(edge.pid()) - before) / units as f64 * 1e6);
+                    taken.push((cpu_seconds(edge.pid) - before) / units as f64 * 1e6);
                 }
             }
             print!("{:<34} {units:>10}", format!("{work} {name}"));
@@ -92,8 +175,12 @@ fn main() {
         measure("SSE 160 bytes unpaced", "event", 200_000, &|edge| {
             Box::pin(many(edge, client, 20, "events=10000;event_bytes=160"))
         });
-        measure("SSE 160 bytes paced 50/s", "event", 50_000, &|edge| {
-            Box::pin(many(edge, client, 500, "events=100;event_bytes=160;period_us=20000"))
+        measure("SSE 160 bytes paced 50/s", "event", 200_000, &|edge| {
+            Box::pin(many(edge, client, 500, "events=400;event_bytes=160;period_us=20000"))
+        });
+        // A provider's timer counts milliseconds: about eight events come at once, each as a chunk of its own.
+        measure("SSE 160 bytes grouped 8/ms", "event", 200_000, &|edge| {
+            Box::pin(many(edge, client, 50, "events=4000;event_bytes=160;period_us=125"))
         });
         measure("unary 1 KB/1 KB", "request", 3_000, &|edge| Box::pin(unary(edge, client, 3_000)));
         measure("down", "MB", 256, &|edge| Box::pin(many(edge, client, 1, "size=268435456;len=known")));
@@ -114,7 +201,7 @@ fn request(client: &Client, script: &str) -> http::request::Builder {
 }
 
 /// `streams` at once, each on a connection of its own on h1, together on one on h2.
-async fn many(edge: &Edge, alpn: Alpn, streams: usize, script: &'static str) {
+async fn many(edge: &Side, alpn: Alpn, streams: usize, script: &'static str) {
     let mut tasks = Vec::new();
     let mut shared: Vec<Client> = Vec::new();
     for place in 0..streams {
@@ -139,7 +226,7 @@ async fn many(edge: &Edge, alpn: Alpn, streams: usize, script: &'static str) {
     }
 }
 
-async fn unary(edge: &Edge, alpn: Alpn, requests: usize) {
+async fn unary(edge: &Side, alpn: Alpn, requests: usize) {
     let mut client = edge.connect(alpn).await;
     let body = "x".repeat(1024);
     for _ in 0..requests {
@@ -150,7 +237,7 @@ async fn unary(edge: &Edge, alpn: Alpn, requests: usize) {
     }
 }
 
-async fn up(edge: &Edge, alpn: Alpn, bytes: u64) {
+async fn up(edge: &Side, alpn: Alpn, bytes: u64) {
     let mut client = edge.connect(alpn).await;
     let request = request(&client, "size=2;len=known").body(PatternBody::new(bytes)).expect("request");
     assert_eq!(client.fetch(request).await.expect("answer").status(), 200);

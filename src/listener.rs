@@ -270,7 +270,7 @@ async fn welcome(
                         tls::Protocol::Http1 => Protocol::H1,
                         tls::Protocol::Http2 => Protocol::H2,
                     };
-                    (Transport::Tls(stream.into()), watch, protocol)
+                    (Transport::Tls(stream), watch, protocol)
                 }
                 Err(fault) => {
                     if fault == HandshakeFault::TimedOut {

@@ -17,17 +17,15 @@ use rustix::event::PollFd;
 use rustix::event::PollFlags;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
-use crate::hygiene::io::Spare;
-use crate::hygiene::stack::scrub_crypto;
+use crate::tls::TlsStream;
 
 /// The reading and writing side, owned by TLS or hyper.
 pub(crate) struct Socket {
     shared: Arc<Shared>,
-    /// Of the buffer that TLS decrypts in.
-    spare: Spare,
 }
 
 /// The guard's side: what it can see of the socket and do to it.
@@ -61,7 +59,7 @@ impl Socket {
             first_read_at: AtomicU64::new(0),
             hear_out: AtomicBool::new(false),
         });
-        (Self { shared: shared.clone(), spare: Spare::default() }, SocketWatch(shared))
+        (Self { shared: shared.clone() }, SocketWatch(shared))
     }
 }
 
@@ -141,23 +139,28 @@ impl SocketWatch {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { shared, spare } = self.get_mut();
+        let shared = &*self.shared;
         loop {
             match shared.stream.poll_read_ready(cx) {
                 Poll::Ready(ready) => ready?,
                 Poll::Pending => {
                     shared.read_armed.store(true, Relaxed);
-                    // rustls lends initialised room, so making it so costs nothing.
-                    spare.clear(buffer.initialize_unfilled());
                     return Poll::Pending;
                 }
             }
-            let start = buffer.filled().as_ptr().addr() + buffer.filled().len();
             let room = buffer.remaining();
             match shared.stream.try_read_buf(buffer) {
                 Ok(read) => {
-                    spare.filled(start, room, read);
-                    shared.read_armed.store(false, Relaxed);
+                    if read > 0 && read < room {
+                        // That was all there is, so the next read would only be told to wait (epoll(7), edge-triggered).
+                        // What comes, the end too, is reported anew.
+                        let _ = shared
+                            .stream
+                            .try_io(Interest::READABLE, || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock)));
+                    }
+                    if shared.read_armed.load(Relaxed) {
+                        shared.read_armed.store(false, Relaxed);
+                    }
                     if read > 0 && shared.first_read_at.load(Relaxed) == 0 {
                         shared.first_read_at.store(shared.millis(), Relaxed);
                     }
@@ -242,18 +245,14 @@ impl AsyncWrite for Socket {
 #[expect(clippy::large_enum_variant, reason = "nearly every transport is the large one")]
 pub(crate) enum Transport {
     Plain(Socket),
-    Tls(tokio_rustls::TlsStream<Socket>),
+    Tls(TlsStream<Socket>),
 }
 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Self::Tls(stream) => {
-                let polled = Pin::new(stream).poll_read(cx, buffer);
-                scrub_crypto();
-                polled
-            }
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -262,11 +261,7 @@ impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Self::Tls(stream) => {
-                let polled = Pin::new(stream).poll_write(cx, bytes);
-                scrub_crypto();
-                polled
-            }
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -277,11 +272,7 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => {
-                let polled = Pin::new(stream).poll_write_vectored(cx, slices);
-                scrub_crypto();
-                polled
-            }
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -292,7 +283,6 @@ impl AsyncWrite for Transport {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            // Everything was encrypted when it was written.
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -300,11 +290,7 @@ impl AsyncWrite for Transport {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Tls(stream) => {
-                let polled = Pin::new(stream).poll_shutdown(cx);
-                scrub_crypto();
-                polled
-            }
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

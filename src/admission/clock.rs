@@ -14,7 +14,8 @@ use crate::limits::Calendar;
 /// A worker's own; looks at the calendar once a second at most.
 pub(crate) struct Clock {
     zone: TimeZone,
-    calendar: Cell<(u64, Calendar)>,
+    /// When the wall clock was read, what it said, and the day and month that ran.
+    read: Cell<(u64, i64, Calendar)>,
 }
 
 /// A moment.
@@ -22,7 +23,7 @@ pub(crate) struct Clock {
 pub(crate) struct Now {
     /// Nanoseconds since the process began, plus a day, so that nothing lies before it.
     pub(crate) nanos: u64,
-    /// Seconds since 1970.
+    /// Seconds since 1970, less than a second old.
     pub(crate) unix: i64,
     pub(crate) calendar: Calendar,
 }
@@ -40,18 +41,21 @@ impl Clock {
     /// With days and months that begin in `zone`.
     pub(crate) fn new(zone: TimeZone) -> Self {
         let now = nanos(Instant::now());
-        let calendar = calendar(&zone, Timestamp::now(), now);
-        Self { zone, calendar: Cell::new((now, calendar)) }
+        let wall = Timestamp::now();
+        let calendar = calendar(&zone, wall, now);
+        Self { zone, read: Cell::new((now, wall.as_second(), calendar)) }
     }
 
     /// The moment `at`, which must be about now.
     pub(crate) fn now(&self, at: Instant) -> Now {
         let nanos = nanos(at);
-        let (read, known) = self.calendar.get();
-        if nanos.saturating_sub(read) >= SECOND || nanos >= known.day_ends {
-            self.calendar.set((nanos, calendar(&self.zone, Timestamp::now(), nanos)));
+        let (read, _, known) = self.read.get();
+        if nanos.saturating_sub(read) >= SECOND / 2 || nanos >= known.day_ends {
+            let wall = Timestamp::now();
+            self.read.set((nanos, wall.as_second(), calendar(&self.zone, wall, nanos)));
         }
-        Now { nanos, unix: Timestamp::now().as_second(), calendar: self.calendar.get().1 }
+        let (_, unix, calendar) = self.read.get();
+        Now { nanos, unix, calendar }
     }
 }
 

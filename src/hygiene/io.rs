@@ -1,7 +1,7 @@
-//! Between hyper and the transport, and between TLS and the socket: where buffers that live as long
-//! as their connection meet the bytes, and are cleared of those that have gone.
+//! Between hyper and the transport: where buffers that live as long as their connection meet the bytes,
+//! and are cleared of those that have gone.
 //!
-//! hyper and rustls read into the free end of a buffer that they keep. What is behind the read bytes
+//! hyper reads into the free end of a buffer that it keeps. What is behind the read bytes
 //! there is what an earlier, longer read has left. When a read finds nothing, so that the connection
 //! is about to wait, that part is cleared. [`Spare`] remembers how far it is dirty, so that a wait
 //! costs no more clearing than there was reading.
@@ -26,6 +26,7 @@ use super::head::HeadMark;
 use super::measure::Measure;
 use super::measure::taken;
 use super::turnover::Turnover;
+#[cfg(test)]
 use super::wipe::wipe;
 use super::wipe::wipe_raw;
 
@@ -33,7 +34,7 @@ use super::wipe::wipe_raw;
 /// since it was last cleared. A buffer that has grown, shrunk or moved since then is taken to be
 /// dirty as a whole: what was copied on its way to the new block is not known here.
 #[derive(Default)]
-pub(crate) struct Spare {
+struct Spare {
     /// The end of the room that was lent last; the same block has the same one.
     room_end: usize,
     dirty_end: usize,
@@ -41,7 +42,7 @@ pub(crate) struct Spare {
 
 impl Spare {
     /// A read into the `room` bytes from `start` on has filled the first `filled`.
-    pub(crate) fn filled(&mut self, start: usize, room: usize, filled: usize) {
+    fn filled(&mut self, start: usize, room: usize, filled: usize) {
         self.same_block(start + room);
         self.dirty_end = self.dirty_end.max(start + filled);
     }
@@ -63,7 +64,8 @@ impl Spare {
     }
 
     /// The same as `take_dirty`, and clears them.
-    pub(crate) fn clear(&mut self, room: &mut [u8]) {
+    #[cfg(test)]
+    fn clear(&mut self, room: &mut [u8]) {
         let dirty = self.take_dirty(room.as_ptr().addr(), room.len());
         wipe(&mut room[..dirty]);
     }

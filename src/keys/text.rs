@@ -25,8 +25,9 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 pub(crate) type Hash = [u8; 32];
 
 /// The secret that hashes are keyed with. Without it, a stolen list of hashes cannot even be searched for a key that is
-/// known. 32 bytes or more; the same on all nodes.
-pub(crate) struct HashKey(Secret);
+/// known. 32 bytes or more; the same on all nodes. Held is what HMAC makes of it, not its text, which cannot be had back from
+/// that; made once, because it is half of what a hash costs.
+pub(crate) struct HashKey(hmac::Key);
 
 /// Why there is no key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,15 +43,13 @@ impl HashKey {
     /// Takes the secret's text over as it is, without white space around it. `None` if it is too short.
     pub(crate) fn new(secret: &Secret) -> Option<Self> {
         let text = secret.expose().trim_ascii();
-        (text.len() >= Self::BYTES_MIN).then(|| Self(Secret::new(text.to_vec())))
+        (text.len() >= Self::BYTES_MIN).then(|| Self(hmac::Key::new(hmac::HMAC_SHA256, text)))
     }
 
     /// The hash that stands for `key`. Takes as long for any text of the same length.
     pub(crate) fn hash(&self, key: &[u8]) -> Hash {
-        // Made anew each time: the library's own key would stand on the heap as long as the process lives.
-        let keyed = hmac::Key::new(hmac::HMAC_SHA256, self.0.expose());
         let mut hash = [0; 32];
-        hash.copy_from_slice(hmac::sign(&keyed, key).as_ref());
+        hash.copy_from_slice(hmac::sign(&self.0, key).as_ref());
         hash
     }
 }
@@ -145,7 +144,7 @@ mod tests {
     #[test]
     fn a_hash_depends_on_the_secret_and_is_hmac() {
         // RFC 4231, test case 2, would need a key of 4 bytes; case 6 has one of 131.
-        let long = HashKey(Secret::new(vec![0xaa; 131]));
+        let long = HashKey::new(&Secret::new(vec![0xaa; 131])).unwrap();
         let hash = long.hash(b"Test Using Larger Than Block-Size Key - Hash Key First");
         let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");

@@ -72,9 +72,9 @@ use connection::Verdict;
 /// hyper's buffers of an h1 connection; what a stalled reader can make us hold.
 const H1_BUFFER_BYTES: usize = 64 << 10;
 
-/// One read of a client's connection: a TLS record. What is read is held up to four times while an
+/// One read of a client's connection: a TLS record, with the room that its opening takes. What is read is held up to four times while an
 /// h1 upload waits for its upstream: in both of hyper's buffers, as the chunk in hand and as the next.
-const READ_BYTES_MAX: usize = 16 << 10;
+const READ_BYTES_MAX: usize = (16 << 10) + 256;
 
 /// Per stream and per connection, for uploads; the memory bound of an upload that the upstream does
 /// not take.

@@ -15,14 +15,12 @@ use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use super::ALPN_H2;
 use super::ALPN_HTTP1;
-use super::BUFFER_BYTES_MAX;
 use super::MinVersion;
 use super::Protocol;
+use super::TlsStream;
 use super::certificate::KeyPair;
 use super::certificate::KeySource;
 use super::certificate::chain_from_pem;
@@ -30,6 +28,7 @@ use super::certificate::key_from_pem;
 use super::certificate::read;
 use super::fault::Part;
 use super::fault::TlsFault;
+use super::shake;
 
 /// How an upstream is spoken to.
 pub struct ClientSettings {
@@ -98,6 +97,8 @@ impl ClientTls {
         // Early data can be replayed, and each replay is a billable request.
         config.enable_early_data = false;
         config.require_ems = true;
+        // Records are sealed and opened by `TlsStream`.
+        config.enable_secret_extraction = true;
         config.cert_compressors = Vec::new();
         config.cert_decompressors = Vec::new();
         Ok(Self { config: Arc::new(config), alpn: settings.alpn, server_name: settings.server_name })
@@ -119,13 +120,13 @@ impl ClientTls {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let name = self.server_name.as_ref().unwrap_or(host).clone();
-        let mut stream = tokio::time::timeout(deadline, TlsConnector::from(self.config()).connect(name, io))
-            .await
-            .map_err(|_| ConnectFault::TimedOut)?
-            .map_err(|error| ConnectFault::of(&error))?;
-        let (_, connection) = stream.get_mut();
-        connection.set_buffer_limit(Some(BUFFER_BYTES_MAX));
-        let protocol = Protocol::from_alpn(connection.alpn_protocol());
+        let (stream, protocol) = tokio::time::timeout(
+            deadline,
+            shake::connect(self.config(), name, io, |state| Protocol::from_alpn(state.alpn_protocol())),
+        )
+        .await
+        .map_err(|_| ConnectFault::TimedOut)?
+        .map_err(|error| ConnectFault::of(&error))?;
         if self.alpn == ClientAlpn::Http2 && protocol != Protocol::Http2 {
             return Err(ConnectFault::NoSharedProtocol);
         }

@@ -132,3 +132,61 @@ impl fmt::Display for TlsFault {
 }
 
 impl std::error::Error for TlsFault {}
+
+/// Why a TLS stream cannot go on after its handshake. All but the last two are the peer's doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum StreamFault {
+    /// A record is malformed, or was not sealed with the key that is in force.
+    BadRecord,
+    /// A message is malformed.
+    BadMessage,
+    /// A record is longer than any may be.
+    RecordOverflow,
+    /// A message has no place where it came.
+    UnexpectedMessage,
+    /// More messages that carry nothing than any peer has a reason to send.
+    TooMany,
+    /// The peer gave the connection up with an alert.
+    Alert,
+    /// The key has sealed all that it may, and this version of TLS has no way to the next one.
+    KeyExhausted,
+    /// We failed.
+    Internal,
+}
+
+impl StreamFault {
+    /// The alert that tells the peer (RFC 8446 section 6.2); `None`: it knows.
+    pub(super) fn alert(self) -> Option<u8> {
+        match self {
+            Self::BadRecord => Some(20),
+            Self::BadMessage => Some(50),
+            Self::RecordOverflow => Some(22),
+            Self::UnexpectedMessage | Self::TooMany => Some(10),
+            Self::Internal => Some(80),
+            Self::Alert | Self::KeyExhausted => None,
+        }
+    }
+}
+
+impl fmt::Display for StreamFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BadRecord => "a TLS record that cannot be opened",
+            Self::BadMessage => "a malformed TLS message",
+            Self::RecordOverflow => "a TLS record that is too long",
+            Self::UnexpectedMessage => "a TLS message out of place",
+            Self::TooMany => "too many TLS messages that carry nothing",
+            Self::Alert => "the peer sent a TLS alert",
+            Self::KeyExhausted => "a TLS key is used up",
+            Self::Internal => "TLS failed",
+        })
+    }
+}
+
+impl std::error::Error for StreamFault {}
+
+impl From<StreamFault> for io::Error {
+    fn from(fault: StreamFault) -> Self {
+        Self::new(io::ErrorKind::InvalidData, fault)
+    }
+}

@@ -7,13 +7,12 @@ use rustls::HandshakeKind;
 use rustls::InvalidMessage;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
-use super::BUFFER_BYTES_MAX;
 use super::Protocol;
+use super::TlsStream;
 use super::server::ServerTls;
-use crate::hygiene::stack::scrub_handshake;
+use super::server::asked_sni;
+use super::shake;
 use crate::telemetry::labels::HandshakeResult;
 
 /// What a handshake settled.
@@ -53,25 +52,26 @@ where
 {
     // Taken once: a reload in mid-handshake does not mix two generations.
     let current = tls.current();
-    let mut stream = tokio::time::timeout(deadline, TlsAcceptor::from(current.config()).accept(io))
-        .await
-        .map_err(|_| HandshakeFault::TimedOut)?
-        .map_err(|error| HandshakeFault::of(&error))?;
-    // The client's last flight may have brought its first request, which was decrypted far down the stack.
-    scrub_handshake();
-
-    let (_, connection) = stream.get_mut();
-    connection.set_buffer_limit(Some(BUFFER_BYTES_MAX));
-    let sni = match connection.server_name() {
-        None => Sni::Absent,
-        Some(name) if current.has_certificate_for(name) => Sni::Matched,
-        Some(_) => Sni::Unmatched,
-    };
-    let negotiated = Negotiated {
-        protocol: Protocol::from_alpn(connection.alpn_protocol()),
-        sni,
-        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
-    };
+    let mut sni = Sni::Absent;
+    let (stream, (protocol, resumed)) = tokio::time::timeout(
+        deadline,
+        shake::accept(
+            current.config(),
+            io,
+            || {
+                if let Some(asked) = asked_sni() {
+                    sni = asked;
+                }
+            },
+            |state| {
+                (Protocol::from_alpn(state.alpn_protocol()), state.handshake_kind() == Some(HandshakeKind::Resumed))
+            },
+        ),
+    )
+    .await
+    .map_err(|_| HandshakeFault::TimedOut)?
+    .map_err(|error| HandshakeFault::of(&error))?;
+    let negotiated = Negotiated { protocol, sni, resumed };
     Ok((stream, negotiated))
 }
 

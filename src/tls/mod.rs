@@ -1,10 +1,12 @@
-//! The TLS step of the walk: what the listener accepted becomes a [`TlsStream`](tokio_rustls::TlsStream) whose peer,
+//! The TLS step of the walk: what the listener accepted becomes a [`TlsStream`] whose peer,
 //! protocol and deadline are known, or a counted fault.
 //!
 //! - [`handshake`] shakes hands with a client under a deadline.
 //! - [`server`] holds what the listener presents: certificates by server name, client authentication, ticket keys; it
 //!   follows the files on disk.
 //! - [`client`] holds what the upstream pools present and trust.
+//! - `shake` drives rustls through a handshake on either side; `stream` seals and opens what comes afterwards, `record`
+//!   by record.
 //! - [`certificate`] turns files into checked key pairs.
 //!
 //! What is held here: certificates (public), private keys (inside aws-lc, never as PEM after loading), ticket keys and
@@ -20,6 +22,11 @@ pub mod client;
 
 pub mod certificate;
 mod fault;
+mod record;
+mod shake;
+mod stream;
+
+pub use stream::TlsStream;
 
 pub use fault::Part;
 pub use fault::TlsFault;
@@ -79,9 +86,7 @@ const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// What old clients, and curl with `--http1.0`, offer; hyper's h1 server speaks it too.
 const ALPN_HTTP10: &[u8] = b"http/1.0";
 
-/// What rustls may hold of plaintext or ciphertext that the peer has not taken yet: part of the bound on what a stream
-/// holds. Two records; rustls' own default is 64 KiB.
-pub(crate) const BUFFER_BYTES_MAX: usize = 24 << 10;
-
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;

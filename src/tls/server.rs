@@ -5,6 +5,7 @@
 //! under way and connections that stand keep the generation they began with. The lock around that pointer is taken once
 //! a handshake and held for the copy of one `Arc`.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use super::certificate::crls_from_pem;
 use super::certificate::key_from_pem;
 use super::fault::Part;
 use super::fault::TlsFault;
+use super::handshake::Sni;
 
 /// What a TLS listener is configured with.
 pub struct ServerSettings {
@@ -273,11 +275,6 @@ impl Current {
     pub fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
-
-    /// Whether a certificate carries this server name.
-    pub fn has_certificate_for(&self, server_name: &str) -> bool {
-        self.certificates.candidates(server_name).is_some()
-    }
 }
 
 struct Loaded {
@@ -443,6 +440,8 @@ fn build(
     }
     // Early data can be replayed, and each replay costs its sender's account money.
     config.max_early_data_size = 0;
+    // Records are sealed and opened by `TlsStream`.
+    config.enable_secret_extraction = true;
     // Nothing before the client has proved that it holds the keys.
     config.send_half_rtt_data = false;
     // TLS 1.2 without the extended master secret (RFC 7627) lets sessions be synchronised between servers.
@@ -504,10 +503,26 @@ impl Certificates {
     }
 }
 
+thread_local! {
+    /// How the hello's server name met the certificates, between rustls' asking for one and the end of that call.
+    static ASKED_SNI: Cell<Option<Sni>> = const { Cell::new(None) };
+}
+
+/// How a server name met the certificates in the call of rustls that has just ended, if it asked. rustls tells the name
+/// to the resolver alone where connections are unbuffered.
+pub(super) fn asked_sni() -> Option<Sni> {
+    ASKED_SNI.take()
+}
+
 impl ResolvesServerCert for Certificates {
     /// An exact name goes before a wildcard, and among certificates with the same name the first whose key the client can
     /// verify, so that an ECDSA and an RSA certificate can stand side by side.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        ASKED_SNI.set(Some(match hello.server_name() {
+            None => Sni::Absent,
+            Some(name) if self.candidates(name).is_some() => Sni::Matched,
+            Some(_) => Sni::Unmatched,
+        }));
         let found = hello.server_name().and_then(|name| self.candidates(name)).map(|candidates| {
             let schemes = hello.signature_schemes();
             let usable = |&&index: &&usize| self.entries[index].pair.certified.key.choose_scheme(schemes).is_some();

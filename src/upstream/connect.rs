@@ -55,7 +55,7 @@ pub(super) async fn connect(
         return Ok(Connected { transport: Transport::Plain(socket), watch, h2: false });
     };
     let (stream, protocol) = tls.connect(socket, &name, HANDSHAKE_TIMEOUT).await.map_err(|_| ConnectResult::Tls)?;
-    Ok(Connected { transport: Transport::Tls(stream.into()), watch, h2: protocol == Protocol::Http2 })
+    Ok(Connected { transport: Transport::Tls(stream), watch, h2: protocol == Protocol::Http2 })
 }
 
 async fn first_to_answer(addresses: &[SocketAddr]) -> Result<TcpStream, ConnectResult> {

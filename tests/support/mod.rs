@@ -113,6 +113,8 @@ pub struct Setup {
     /// Runs it as the user nobody, who may lock so many KiB of memory. Needs root.
     pub nobody: Option<u64>,
     pub listener: String,
+    /// Instead of the build under test.
+    pub binary: Option<PathBuf>,
     pub certificate_names: Vec<String>,
 }
 
@@ -128,6 +130,7 @@ impl Default for Setup {
             files: Vec::new(),
             nobody: None,
             listener: "[[listener]]\naddress = \"127.0.0.1:0\"\n".to_owned(),
+            binary: None,
             certificate_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
         }
     }
@@ -156,7 +159,10 @@ impl Edge {
         let path = scratch.file("nullhop.toml", &config);
         let mut command = match setup.nobody {
             Some(lockable) => as_nobody(&scratch, lockable),
-            None => Command::new(env!("CARGO_BIN_EXE_nullhop")),
+            None => match &setup.binary {
+                Some(binary) => Command::new(binary),
+                None => Command::new(env!("CARGO_BIN_EXE_nullhop")),
+            },
         };
         command.arg("run").arg("-c").arg(&path);
         command.envs(setup.environment.iter().cloned());
