@@ -23,6 +23,7 @@ pub struct KeyArgs {
 
 /// What to do with keys.
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "made once a process")]
 pub enum KeyCommand {
     /// Make a key, write its hash into the file, and print it: once, here
     #[command(after_help = "\

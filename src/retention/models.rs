@@ -8,7 +8,10 @@ pub(crate) const PATTERN_BYTES_MAX: usize = 96;
 /// Patterns of names that are allowed; `*` stands for any letters. No list: every name. Of two lists, an upstream's and a
 /// key's, both must allow it.
 #[derive(Clone, Default)]
-pub(crate) struct Models([Option<Arc<[Box<[u8]>]>>; 2]);
+pub(crate) struct Models([Option<Patterns>; 2]);
+
+/// One list.
+type Patterns = Arc<[Box<[u8]>]>;
 
 impl Models {
     /// Names that match one of `patterns`. None of them: no list.

@@ -316,6 +316,7 @@ impl Rogue {
 #[tokio::test]
 async fn what_has_no_place_in_a_stream_ends_it() {
     let key_update = [24, 0, 0, 1, 0];
+    #[expect(clippy::type_complexity, reason = "a table")]
     let cases: [(&str, Vec<(u8, Vec<u8>)>); 14] = [
         ("a fatal alert", vec![(21, vec![2, 40])]),
         ("a warning of 1.2", vec![(21, vec![1, 41])]),

@@ -271,7 +271,11 @@ const NULLHOP: &str = include_str!("../../nullhop.toml");
 
 /// Behind the upstream of nullhop's configuration, unless `--no-admission`: the caller's key is looked up, limits and budgets
 /// of key, account and upstream are reserved and settled, tokens are priced, each exchange leaves a usage event.
+///
+/// Usage is not asked for: the client does that itself where it streams, and what is announced for it would be spaces in
+/// documents that are compared.
 const FULL: &str = r#"plan = "load"
+usage = "leave"
 [[upstream.key]]
 secret = { file = "@FOLDER@/provider.key" }
 

@@ -496,10 +496,10 @@ impl Work<'_> {
         let units = (to.units - from.units) as f64;
         let wall = (to.at - from.at).as_nanos() as f64;
         let mut measures = vec![
-            judged("", unit, (to.proxy_ns - from.proxy_ns) as f64 / units / per_ns),
+            judged("", unit, to.proxy_ns.saturating_sub(from.proxy_ns) as f64 / units / per_ns),
             told("units a second", "", units / wall * 1e9),
-            told("proxy busy", "%", (to.proxy_ns - from.proxy_ns) as f64 / wall * 100.0),
-            told("load tool busy", "%", (to.own_ns - from.own_ns) as f64 / wall * 100.0),
+            told("proxy busy", "%", to.proxy_ns.saturating_sub(from.proxy_ns) as f64 / wall * 100.0),
+            told("load tool busy", "%", to.own_ns.saturating_sub(from.own_ns) as f64 / wall * 100.0),
         ];
         if to.reads > from.reads {
             measures.push(told("units a read", "", units / (to.reads - from.reads) as f64));
