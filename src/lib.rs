@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
 
 /// `nullhop run`.
 fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCode {
-    let loaded = match arguments.load() {
+    let mut loaded = match arguments.load() {
         Ok(loaded) => loaded,
         Err(refused) => {
             eprintln!("{refused}");
@@ -67,12 +67,13 @@ fn run(arguments: cli::RunArgs, hardened: hygiene::process::Hardened) -> ExitCod
             return ExitCode::FAILURE;
         }
     };
-    // Once more, so that its secrets stand in the heap that it asks for; the first reading is wiped.
+    // Once more, so that its secrets stand in the heap that it asks for; the first reading is wiped, here and now.
     // What can be read only once, a pipe, stays where it is.
-    let loaded = match arguments.load() {
-        Ok(again) if again.config.fingerprint == loaded.config.fingerprint => again,
-        _ => loaded,
-    };
+    if let Ok(again) = arguments.load()
+        && again.config.fingerprint == loaded.config.fingerprint
+    {
+        loaded = again;
+    }
     for warning in &loaded.warnings {
         // Collectors of JSON lines get one here, too.
         match loaded.config.log.format {
