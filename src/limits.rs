@@ -265,18 +265,17 @@ impl State {
         if limits.concurrency.is_some_and(|places| self.open >= places) {
             let full = Exceeded { limit: Limit::Concurrency, retry_after: None, never: false };
             // A rate or a budget holds longer than that.
-            return Err(self.fits(limits, &Amount::default(), amount, now, calendar).err().unwrap_or(full));
+            return Err(self.fits(limits, |kind| (0, amount.of(kind)), now, calendar).err().unwrap_or(full));
         }
-        self.fits(limits, &Amount::default(), amount, now, calendar)
+        self.fits(limits, |kind| (0, amount.of(kind)), now, calendar)
     }
 
-    /// Whether `amount` fits into rates and budgets for a request that has `own` already. What does not grow is not looked
-    /// at; nor is what costs nothing.
+    /// Whether it fits into rates and budgets for a request that has so much already and wants so much: `of`. What does not grow is not
+    /// looked at; nor is what costs nothing.
     fn fits(
         &mut self,
         limits: &Limits,
-        own: &Amount,
-        amount: &Amount,
+        of: impl Fn(Kind) -> (u64, u64),
         now: u64,
         calendar: &Calendar,
     ) -> Result<(), Exceeded> {
@@ -288,7 +287,7 @@ impl State {
             }
         };
         for (rate, arrival) in limits.rates.iter().zip(&self.arrival) {
-            let (has, wants) = (own.of(rate.kind), amount.of(rate.kind));
+            let (has, wants) = of(rate.kind);
             if wants <= has {
                 continue;
             }
@@ -306,7 +305,7 @@ impl State {
         }
         for (budget, spent) in limits.budgets.iter().zip(&mut self.budgets) {
             spent.roll(budget, calendar);
-            let (has, wants) = (own.of(budget.kind), amount.of(budget.kind));
+            let (has, wants) = of(budget.kind);
             if wants <= has {
                 continue;
             }
@@ -347,7 +346,23 @@ impl State {
         now: u64,
         calendar: &Calendar,
     ) -> Result<(), Exceeded> {
-        self.fits(limits, old, new, now, calendar)
+        self.fits(limits, |kind| (old.of(kind), new.of(kind)), now, calendar)
+    }
+
+    /// The same for one that asks for more and more, as a WebSocket does for each of its answers: only what is new counts,
+    /// as if another request asked for it. What it has had before is used, long ago perhaps.
+    ///
+    /// # Errors
+    /// The limit that holds longest, if it wants more than there is.
+    pub(crate) fn check_more(
+        &mut self,
+        limits: &Limits,
+        old: &Amount,
+        new: &Amount,
+        now: u64,
+        calendar: &Calendar,
+    ) -> Result<(), Exceeded> {
+        self.fits(limits, |kind| (0, new.of(kind).saturating_sub(old.of(kind))), now, calendar)
     }
 
     /// What a request has reserved becomes `new` instead of `old`. The caller has checked, under the same lock.
@@ -589,6 +604,37 @@ mod tests {
                 assert_eq!(reserved.arrival, exact.arrival);
             }
         }
+    }
+
+    #[test]
+    fn who_asks_again_and_again_is_judged_by_what_is_new() {
+        let limits = rates(&[Rate { kind: Kind::Requests, amount: 3, window: 3 * SECOND }]);
+        let mut state = State::new(&limits);
+        state.reserve(&limits, &Amount::default(), 0);
+        let mut held = Amount::default();
+        let mut more = |state: &mut State, now: u64| {
+            let wanted = Amount { requests: held.requests + 1, ..held };
+            let checked = state.check_more(&limits, &held, &wanted, now, &CALENDAR);
+            if checked.is_ok() {
+                state.resize(&limits, &held, &wanted, now);
+                held = wanted;
+            }
+            checked.map_err(|exceeded| exceeded.retry_after)
+        };
+        for _ in 0..3 {
+            assert_eq!(more(&mut state, 0), Ok(()));
+        }
+        assert_eq!(more(&mut state, 0), Err(Some(SECOND)), "the fourth, though four are more than there ever are");
+        // A minute of it: one each second, whatever the sum.
+        for second in 1..60 {
+            assert_eq!(more(&mut state, second * SECOND), Ok(()), "{second}");
+            assert_eq!(more(&mut state, second * SECOND), Err(Some(SECOND)), "{second}");
+        }
+        // After a pause as much as anybody gets.
+        for _ in 0..3 {
+            assert_eq!(more(&mut state, 100 * SECOND), Ok(()));
+        }
+        assert!(more(&mut state, 100 * SECOND).is_err());
     }
 
     #[test]

@@ -24,6 +24,8 @@ use nullhop_loadtests::tls::Alpn;
 use support::Edge;
 use support::Scratch;
 use support::Setup;
+use support::keys::key;
+use support::keys::nullhop;
 use support::wait_for;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -123,20 +125,6 @@ cache_read = "1.25"
 output = "10"
 "#;
 
-/// A key as `nullhop key new` makes it, by the flags behind its label.
-fn key(scratch: &Scratch, label: &str, flags: &[&str]) -> String {
-    let made = nullhop(scratch, &[&["key", "new", "--label", label], flags].concat());
-    assert!(made.starts_with("nhk_"), "{made}");
-    made
-}
-
-fn nullhop(scratch: &Scratch, arguments: &[&str]) -> String {
-    let made = Command::new(env!("CARGO_BIN_EXE_nullhop")).args(arguments).current_dir(scratch.path()).output();
-    let made = made.expect("runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    String::from_utf8(made.stdout).expect("text").trim().to_owned()
-}
-
 /// A provider with an edge in front of it, and the keys that it knows.
 struct World {
     provider: Provider,
@@ -154,16 +142,17 @@ impl World {
         if keys.is_empty() {
             key(&maker, "nobodys", &[]);
         }
-        let text = |name: &str| (name.to_owned(), std::fs::read_to_string(maker.path().join(name)).expect("made"));
         let setup = Setup {
             extra: format!("{PLANS}{extra}"),
             upstreams: Some(UPSTREAMS.to_owned()),
-            files: vec![
-                text("keys.jsonl"),
-                text("keys.secret"),
-                ("provider.key".to_owned(), format!("{PROVIDER_KEY}\n")),
-                ("other.key".to_owned(), "sk-other-key-of-the-operator".to_owned()),
-            ],
+            files: [
+                support::keys::files(&maker),
+                vec![
+                    ("provider.key".to_owned(), format!("{PROVIDER_KEY}\n")),
+                    ("other.key".to_owned(), "sk-other-key-of-the-operator".to_owned()),
+                ],
+            ]
+            .concat(),
             metrics: "per_key = true".to_owned(),
             ..Setup::default()
         };

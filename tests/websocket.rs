@@ -5,22 +5,16 @@ mod support;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use bytes::BytesMut;
-use http::Request;
-use nullhop_loadtests::client::raw_tls_connect;
 use nullhop_loadtests::provider::Provider;
 use nullhop_loadtests::provider::ProviderOptions;
 use nullhop_loadtests::tls::Alpn;
-
 use nullhop_loadtests::websocket::Frame;
 use nullhop_loadtests::websocket::Opcode;
-use nullhop_loadtests::websocket::Role;
-use nullhop_loadtests::websocket::WebSocket;
 use serde_json::Value;
 use serde_json::json;
 use support::Edge;
 use support::Setup;
+use support::socket::Socket;
 
 /// Ample on a busy machine; what is waited for comes at once otherwise.
 const SOON: Duration = Duration::from_secs(20);
@@ -28,80 +22,6 @@ const SOON: Duration = Duration::from_secs(20);
 const RESPONSES: &str = "/openai/v1/responses";
 const REALTIME: &str = "/openai/v1/realtime?model=m";
 const LIVE: &str = "/gemini/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent";
-
-/// A client's WebSocket over h1 or over an extended CONNECT on h2.
-enum Socket {
-    H1(Box<WebSocket<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>>),
-    H2 { send: h2::SendStream<Bytes>, receive: h2::RecvStream, received: BytesMut },
-}
-
-impl Socket {
-    async fn open(edge: &Edge, alpn: Alpn, path: &str, script: &str) -> Self {
-        let tls = raw_tls_connect(edge.address(), "localhost", alpn, &edge.trust()).await.expect("connects");
-        if alpn == Alpn::H1 {
-            let headers = format!("authorization: Bearer k\r\nx-script: {script}\r\n");
-            return Self::H1(Box::new(WebSocket::connect(tls, "localhost", path, &headers).await.expect("upgrades")));
-        }
-        let (sender, connection) = h2::client::handshake(tls).await.expect("handshake");
-        tokio::spawn(connection);
-        let mut sender = sender.ready().await.expect("ready");
-        while !sender.is_extended_connect_protocol_enabled() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        let request = Request::builder()
-            .method("CONNECT")
-            .uri(format!("https://localhost{path}"))
-            .header("sec-websocket-version", "13")
-            .header("authorization", "Bearer k")
-            .header("x-script", script)
-            .extension(h2::ext::Protocol::from_static("websocket"))
-            .body(())
-            .expect("request");
-        let (response, send) = sender.send_request(request, false).expect("sends");
-        let response = response.await.expect("answer");
-        assert_eq!(response.status(), 200);
-        Self::H2 { send, receive: response.into_body(), received: BytesMut::new() }
-    }
-
-    async fn send(&mut self, frame: Frame) {
-        self.send_raw(frame.encode(Some([0xa5, 0x3c, 0x96, 0x5a]))).await;
-    }
-
-    async fn send_raw(&mut self, bytes: Bytes) {
-        match self {
-            Self::H1(socket) => socket.send_raw(&bytes).await.expect("sends"),
-            Self::H2 { send, .. } => send.send_data(bytes, false).expect("sends"),
-        }
-    }
-
-    async fn say(&mut self, message: &Value) {
-        self.send(Frame::new(Opcode::Text, message.to_string())).await;
-    }
-
-    /// The next frame; `None` at an end in order.
-    async fn next(&mut self) -> Option<Frame> {
-        let next = async {
-            match self {
-                Self::H1(socket) => socket.next_frame().await.expect("frame"),
-                Self::H2 { receive, received, .. } => loop {
-                    if let Some(frame) = Frame::decode(received, Role::Client).expect("frame") {
-                        return Some(frame);
-                    }
-                    let data = receive.data().await?.expect("data");
-                    receive.flow_control().release_capacity(data.len()).expect("capacity");
-                    received.extend_from_slice(&data);
-                },
-            }
-        };
-        tokio::time::timeout(SOON, next).await.expect("in time")
-    }
-
-    async fn hear(&mut self) -> Value {
-        let frame = self.next().await.expect("a message");
-        assert!(frame.fin && matches!(frame.opcode, Opcode::Text | Opcode::Binary), "{:?}", frame.opcode);
-        serde_json::from_slice(&frame.payload).expect("JSON")
-    }
-}
 
 /// Runs `test` on h1 and on h2.
 fn on_both(test: impl AsyncFn(&Edge, &Provider, Alpn)) {

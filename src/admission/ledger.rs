@@ -284,11 +284,28 @@ impl Reservation {
     /// # Errors
     /// The limit that holds longest.
     pub(crate) fn resize(&mut self, wanted: Amount, now: u64) -> Result<(), Exhausted> {
-        let (old, calendar) = (self.reserved, self.calendar);
+        let calendar = self.calendar;
+        self.change(wanted, now, |limits, state, old| state.check_resize(limits, old, &wanted, now, &calendar))
+    }
+
+    /// The same for one that asks for more and more: only what is new has to fit.
+    ///
+    /// # Errors
+    /// The limit that does not have it. Nothing has changed then.
+    pub(crate) fn extend(&mut self, wanted: Amount, now: u64) -> Result<(), Exhausted> {
+        let calendar = self.calendar;
+        self.change(wanted, now, |limits, state, old| state.check_more(limits, old, &wanted, now, &calendar))
+    }
+
+    fn change(
+        &mut self,
+        wanted: Amount,
+        now: u64,
+        check: impl Fn(&Limits, &mut State, &Amount) -> Result<(), Exceeded>,
+    ) -> Result<(), Exhausted> {
+        let old = self.reserved;
         let mut accounts = lock_all(&self.subjects);
-        worst(&self.subjects, &mut accounts, |limits, state| {
-            state.check_resize(limits, &old, &wanted, now, &calendar)
-        })?;
+        worst(&self.subjects, &mut accounts, |limits, state| check(limits, state, &old))?;
         for account in accounts.iter_mut().flatten() {
             let Account { limits, state } = &mut **account;
             state.resize(limits, &old, &wanted, now);

@@ -765,7 +765,7 @@ impl Permit {
         let Some(held) = reservation.as_mut() else { return Ok(()) };
         let wanted = self.wanted(used, running, requests, model);
         let now = self.now();
-        let resized = held.resize(wanted, now.nanos);
+        let resized = held.extend(wanted, now.nanos);
         drop(reservation);
         let class = resized.as_ref().err().map_or(Class::Requests, |exhausted| exhausted.exceeded.limit.class());
         let decision = if resized.is_ok() { Decision::Allow } else { Decision::Deny };
@@ -778,7 +778,7 @@ impl Permit {
     pub(crate) fn spent_so_far(&self, used: &Charged, running: &Charged, requests: u64, model: Option<ModelId>) {
         let mut reservation = self.reservation.borrow_mut();
         let Some(held) = reservation.as_mut() else { return };
-        let _ = held.resize(self.wanted(used, running, requests, model), self.now().nanos);
+        let _ = held.extend(self.wanted(used, running, requests, model), self.now().nanos);
     }
 
     fn wanted(&self, used: &Charged, running: &Charged, requests: u64, model: Option<ModelId>) -> Amount {

@@ -68,6 +68,18 @@ impl Search {
         self
     }
 
+    /// A further target: `text` as it may stand in a head, also Huffman-coded at whatever bit it begins.
+    pub fn head(mut self, text: &[u8]) -> Self {
+        self.add(text, self.targets);
+        for offset in 0..8 {
+            let coded = huffman_coded(text, offset);
+            // The first and the last byte are shared with what stands before and behind.
+            self.add(&coded[1..coded.len() - 1], self.targets);
+        }
+        self.targets += 1;
+        self
+    }
+
     fn add(&mut self, text: &[u8], target: usize) {
         assert!(text.len() >= PIECE, "too short to be found");
         for piece in text.windows(PIECE) {

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod keys;
 pub mod memory;
+pub mod socket;
 
 use std::io::BufRead;
 use std::io::BufReader;

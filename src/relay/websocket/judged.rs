@@ -348,7 +348,7 @@ impl Judge {
     }
 
     fn stop(&mut self, why: Stop) -> Stopped {
-        let alone = matches!(why, Stop::Denied(_)) && self.message.as_ref().is_some_and(|message| !message.begun);
+        let alone = why != Stop::Protocol && self.message.as_ref().is_some_and(|message| !message.begun);
         // Of bytes that are no frames nothing more is read.
         self.last |= why == Stop::Protocol;
         self.asked.clear();
