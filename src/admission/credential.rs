@@ -51,8 +51,7 @@ impl<'h> Shown<'h> {
             }
         }
         for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
-            let tokens = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-            for key in tokens.filter_map(|token| token.strip_prefix(SUBPROTOCOL.as_bytes())) {
+            for key in tokens(value).filter_map(|token| token.strip_prefix(SUBPROTOCOL.as_bytes())) {
                 shown.push(Cow::Borrowed(key));
             }
         }
@@ -145,21 +144,26 @@ pub(crate) fn take_off(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     let name = header::SEC_WEBSOCKET_PROTOCOL;
-    let shows = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.contains(SUBPROTOCOL));
-    if !headers.get_all(&name).iter().any(shows) {
+    // By bytes, as they are looked for: a value need not be text.
+    let shows = |token: &[u8]| token.starts_with(SUBPROTOCOL.as_bytes());
+    if !headers.get_all(&name).iter().any(|value| tokens(value).any(shows)) {
         return;
     }
     let values: Vec<_> = headers.get_all(&name).iter().cloned().collect();
     headers.remove(&name);
     for value in values {
-        let Ok(text) = value.to_str() else { continue };
-        let kept: Vec<_> = text.split(',').map(str::trim).filter(|token| !token.starts_with(SUBPROTOCOL)).collect();
-        if let Ok(value) = HeaderValue::from_str(&kept.join(", "))
+        let kept: Vec<&[u8]> = tokens(&value).filter(|token| !shows(token)).collect();
+        if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b", "[..]))
             && !kept.is_empty()
         {
             headers.append(&name, value);
         }
     }
+}
+
+/// The subprotocols of a value.
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
 /// A target's path and query without `key`. The rest of it stays as it was written.
@@ -231,6 +235,13 @@ mod tests {
         take_off(&mut headers);
         assert_eq!(headers.len(), 2);
         assert_eq!(headers["sec-websocket-protocol"], "realtime, openai-beta.realtime-v1");
+        // What is no text is searched like what is one.
+        let name = header::SEC_WEBSOCKET_PROTOCOL;
+        let value = HeaderValue::from_bytes(b"\xff, openai-insecure-api-key.nhk_a,realtime").unwrap();
+        let mut headers = HeaderMap::from_iter([(name.clone(), value)]);
+        assert_eq!(Shown::of(&headers, None).first(), Some(&b"nhk_a"[..]));
+        take_off(&mut headers);
+        assert_eq!(headers[&name].as_bytes(), b"\xff, realtime");
         for (target, kept) in [
             (
                 "/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a",

@@ -6,6 +6,7 @@ use aws_lc_rs::rand::SystemRandom;
 use zeroize::Zeroizing;
 
 use crate::hygiene::Secret;
+use crate::hygiene::stack::scrub_crypto;
 
 /// What every key begins with, so that people and scanners of leaked secrets know it for one.
 pub(crate) const PREFIX: &str = "nhk_";
@@ -48,6 +49,14 @@ impl HashKey {
 
     /// The hash that stands for `key`. Takes as long for any text of the same length.
     pub(crate) fn hash(&self, key: &[u8]) -> Hash {
+        let hash = self.keyed(key);
+        // The library moves its state about, with the key's text in it.
+        scrub_crypto();
+        hash
+    }
+
+    #[inline(never)]
+    fn keyed(&self, key: &[u8]) -> Hash {
         let mut hash = [0; 32];
         hash.copy_from_slice(hmac::sign(&self.0, key).as_ref());
         hash
