@@ -149,7 +149,12 @@ fn red_without_clearing_chunks() {
 
 #[test]
 fn red_without_clearing_spare_room() {
-    red_without("spare_room", &["stream"]);
+    // Over TLS each record's room is cleared before the record is opened into it, too, so nothing is found here; that the
+    // measure is left out is seen all the same. What it clears is found in tests/zero_retention.rs.
+    let mut command = command(&["--quick", "--only", "unary"]);
+    let (code, report) = json(command.env("NULLHOP_SKIP_MEASURES", "spare_room"));
+    assert_eq!((code, &report["holds"]), (1, &Value::Bool(false)));
+    assert_eq!(line(&report, "measures", "spare_room")["state"], "broken");
 }
 
 #[test]
