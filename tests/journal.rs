@@ -5,10 +5,13 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -238,19 +241,39 @@ fn fifty_kills_lose_nothing_that_ended_a_second_before() {
                 let (a, b, c, d, killed) = tokio::join!(a, b, c, d, kill);
                 let all: Vec<(u64, Instant)> = [a, b, c, d].concat();
                 done += all.len();
-                let before = all.into_iter().filter(|(_, at)| *at + Duration::from_secs(1) < killed);
-                before.map(|(number, _)| number).collect::<Vec<_>>()
+                all.into_iter().map(|(number, at)| (number, killed.saturating_duration_since(at))).collect::<Vec<_>>()
             });
             assert!(edge.wait_exit(SOON).is_some());
             must.extend(ended);
         }
         (must, done)
     };
-    let (must, done) = std::thread::scope(|scope| {
+    // A second is promised where a sync takes less than seven tenths of it (docs/usage.md); the disk of a busy machine may
+    // take longer, which is seen beside.
+    let over = AtomicBool::new(false);
+    let (all, done, slowest) = std::thread::scope(|scope| {
+        let probe = scope.spawn(|| {
+            let mut file = std::fs::File::create(scratch.path().join("probe")).expect("a file");
+            let mut slowest = Duration::ZERO;
+            while !over.load(Relaxed) {
+                let began = Instant::now();
+                file.write_all(&[0; 4096]).and_then(|()| file.sync_data()).expect("written");
+                slowest = slowest.max(began.elapsed());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            slowest
+        });
         let lanes: Vec<_> = (0..LANES).map(|number| scope.spawn(move || lane(number))).collect();
         let lanes = lanes.into_iter().map(|lane| lane.join().expect("a lane"));
-        lanes.fold((Vec::new(), 0), |(must, done), (more, count)| ([must, more].concat(), done + count))
+        let (all, done) =
+            lanes.fold((Vec::new(), 0), |(all, done), (more, count)| ([all, more].concat(), done + count));
+        over.store(true, Relaxed);
+        (all, done, probe.join().expect("a probe"))
     });
+    let promised = Duration::from_secs(1);
+    let promised = if slowest < Duration::from_millis(700) { promised } else { promised + 2 * slowest };
+    eprintln!("slowest sync {slowest:?}");
+    let must: Vec<u64> = all.iter().filter(|(_, before)| *before > promised).map(|(number, _)| *number).collect();
     // The last ones' files are closed by whoever comes next.
     end(edge(&provider(Alpn::H1), &folder, "", ""));
     assert_eq!(files(&folder).iter().filter(|path| is_open(path)).count(), 0);
