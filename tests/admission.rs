@@ -104,6 +104,7 @@ rates = ["1000 output tokens/1h"]
 [[plan]]
 name = "day"
 budgets = ["100 tokens/day"]
+soft_percent = 80
 
 [[plan]]
 name = "money"
@@ -699,6 +700,9 @@ fn budgets_survive_the_process_and_records_name_the_key() {
         }
         assert_eq!(ask(&world, Alpn::H1, CHAT, &world.keys[0], "file=small").await.status(), 429);
     });
+    // 90 of 100 tokens, and the threshold stands at 80: said once.
+    assert!(world.edge.wait_for_log("budget_soft scope=key", SOON), "{:?}", world.edge.log());
+    assert_eq!(world.edge.log().iter().filter(|line| line.contains("budget_soft")).count(), 1);
     world.edge.restart();
     assert!(world.edge.wait_for_log("budgets_restored", SOON), "{:?}", world.edge.log());
     support::runtime().block_on(async {
