@@ -276,7 +276,7 @@ pub(crate) struct Admission {
     /// Open streams of the whole process; beyond it new requests are refused. Default 20000.
     pub(crate) streams: u32,
     /// A worker whose timers come this late for half a second refuses new requests, those of low priority at half of it.
-    /// Default 250 ms; 0: never.
+    /// Default 500 ms; 0: never.
     pub(crate) lag_max: Duration,
 }
 

@@ -484,7 +484,7 @@ pub(super) const SECTIONS: &[Section] = &[
             key(
                 "lag_max",
                 Kind::Duration { min: 0, max: MINUTE },
-                "\"250ms\"",
+                "\"500ms\"",
                 "A worker whose timers come this late for half a second refuses new requests; those of low priority at half of it, those of high priority at twice it. `0s`: never.",
             ),
         ],

@@ -777,7 +777,7 @@ fn without_the_new_sections_nothing_changes() {
     let admission = &config.admission;
     assert_eq!((admission.reserve_input_tokens, admission.reserve_output_tokens), (2048, 4096));
     assert_eq!((admission.wrong_keys_per_minute, admission.streams), (10, 20_000));
-    assert_eq!((admission.time_zone.iana_name(), admission.lag_max), (Some("UTC"), Duration::from_millis(250)));
+    assert_eq!((admission.time_zone.iana_name(), admission.lag_max), (Some("UTC"), Duration::from_millis(500)));
     assert_eq!(config.metrics.as_ref().unwrap().keys_max, 0);
     assert_eq!(config.upstreams[0].access, Access { managed: false, byok: true });
     // What is shown without secrets is a configuration, and the same one.
