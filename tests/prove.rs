@@ -149,8 +149,8 @@ fn red_without_clearing_chunks() {
 
 #[test]
 fn red_without_clearing_spare_room() {
-    // Over TLS each record's room is cleared before the record is opened into it, too, so nothing is found here; that the
-    // measure is left out is seen all the same. What it clears is found in tests/zero_retention.rs.
+    // A record's room is cleared before the record is opened into it, too, so these short paths leave nothing behind; that
+    // the measure is left out is seen all the same. What it clears is found in tests/zero_retention.rs.
     let mut command = command(&["--quick", "--only", "unary"]);
     let (code, report) = json(command.env("NULLHOP_SKIP_MEASURES", "spare_room"));
     assert_eq!((code, &report["holds"]), (1, &Value::Bool(false)));

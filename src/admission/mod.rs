@@ -693,7 +693,8 @@ impl Permit {
     pub(crate) fn must_be_cut(&self, so_far: &Charged, model: ModelId) -> bool {
         let reservation = self.reservation.borrow();
         let Some(reservation) = &*reservation else { return false };
-        let money = || self.admission.prices.cost_at_most(self.upstream, Some(model), so_far);
+        // By its own price: a stream whose model has none costs nothing in the end, and is not cut for what another would.
+        let money = || self.admission.prices.cost(self.upstream, model, so_far).unwrap_or(0);
         (self.cut_on_revoke && reservation.is_closed())
             || (self.cut_on_budget
                 && reservation.is_spent(&Amount {
@@ -749,8 +750,8 @@ impl Permit {
         Box::new(limited(exhausted, subjects, &self.now()))
     }
 
-    /// One more answer is asked for over a WebSocket. `used` is what the answers before have used, `asked` how many tokens
-    /// this one may take.
+    /// One more answer is asked for over a WebSocket. `used` is what the answers before have used, `running` what those
+    /// that are under way may use, this one among them; `requests` counts them all.
     ///
     /// # Errors
     /// What to say to the client.
