@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::task::Poll;
+use std::task::ready;
 
 use std::time::Duration;
 use std::time::Instant;
@@ -137,6 +138,9 @@ impl SocketWatch {
     }
 }
 
+/// One read of a plain connection.
+const BLOCK_BYTES: usize = 16 << 10;
+
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &*self.shared;
@@ -174,6 +178,21 @@ impl AsyncRead for Socket {
 }
 
 impl Socket {
+    /// What has arrived, as a block of its own; an empty one is the peer's end.
+    fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
+        // Not before something is there, so that a quiet connection holds no block.
+        ready!(self.shared.stream.poll_read_ready(cx))?;
+        let mut block = vec![0; BLOCK_BYTES];
+        let mut buffer = ReadBuf::new(&mut block);
+        ready!(Pin::new(self).poll_read(cx, &mut buffer))?;
+        let filled = buffer.filled().len();
+        if filled < BLOCK_BYTES / 2 {
+            return Poll::Ready(Ok(block[..filled].to_vec()));
+        }
+        block.truncate(filled);
+        Poll::Ready(Ok(block))
+    }
+
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
@@ -246,6 +265,20 @@ impl AsyncWrite for Socket {
 pub(crate) enum Transport {
     Plain(Socket),
     Tls(TlsStream<Socket>),
+}
+
+impl Transport {
+    /// What has arrived, as a block of its own, of at most two TLS records; an empty one is the peer's orderly end. A
+    /// connection on which nothing has arrived holds no buffer.
+    ///
+    /// # Errors
+    /// The connection broke, or TLS was cut off.
+    pub(crate) fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
+        match self {
+            Self::Plain(socket) => socket.poll_block(cx),
+            Self::Tls(stream) => stream.poll_block(cx),
+        }
+    }
 }
 
 impl AsyncRead for Transport {

@@ -19,11 +19,11 @@ use super::drain_rest;
 use super::hide::Filter;
 use super::tally::Tally;
 use crate::hygiene::Chunk;
-use crate::hygiene::WipedIncoming;
+use crate::incoming::Broken;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
-use crate::upstream::Lease;
+use crate::upstream::Inflow;
 use crate::upstream::Upload;
 
 /// One chunk in this many is timed.
@@ -92,9 +92,8 @@ struct Hide {
 
 /// The upstream's body, with everything that must live as long.
 pub(super) struct Stream {
-    body: WipedIncoming,
     /// `None` once the end was reached or the line was given up.
-    lease: Option<Lease>,
+    inflow: Option<Inflow>,
     upload: Rc<Upload>,
     tally: Tally,
     stall: StallMark,
@@ -159,7 +158,7 @@ impl Relayed {
 
     fn size_hint(&self) -> SizeHint {
         match (&self.stream, &self.hide) {
-            (Some(stream), None) => stream.body.size_hint(),
+            (Some(stream), None) => stream.inflow.as_ref().map_or(SizeHint::with_exact(0), Inflow::size_hint),
             _ => SizeHint::default(),
         }
     }
@@ -171,8 +170,7 @@ impl Stream {
         reason = "each is a part of one exchange, and they have nothing else in common"
     )]
     pub(super) fn new(
-        body: WipedIncoming,
-        lease: Lease,
+        inflow: Inflow,
         upload: Rc<Upload>,
         tally: Tally,
         stall: StallMark,
@@ -183,8 +181,7 @@ impl Stream {
         let look_at = tally.may_be_cut().then(|| Instant::now() + LOOK_EVERY);
         let first = look_at.map_or(silence_max, |_| silence_max.min(LOOK_EVERY));
         let mut this = Self {
-            body,
-            lease: Some(lease),
+            inflow: Some(inflow),
             upload,
             tally,
             stall,
@@ -196,7 +193,7 @@ impl Stream {
             abort_drain,
             look_at,
         };
-        if this.body.is_end_stream() {
+        if this.inflow_is_over() {
             this.end();
         }
         this
@@ -207,43 +204,24 @@ impl Stream {
         if self.ended {
             return Poll::Ready(None);
         }
-        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_pending() {
-            // Driving the line here and not in a task of its own makes a chunk's way one wake-up,
-            // and lets chunks that arrived together leave together.
-            let over = self.lease.as_mut().is_none_or(|lease| lease.drive(cx).is_ready());
-            polled = Pin::new(&mut self.body).poll_frame(cx);
-            if over && polled.is_pending() {
-                // The line is gone and the body does not know how it ends: not well.
-                self.failed(FailureReason::Truncated, Outcome::UpstreamCut);
-                return Poll::Ready(Some(Err(BodyFault::Cut)));
-            }
-        }
+        // The line is driven here and not in a task of its own: a chunk's way is one wake-up, and chunks that arrived
+        // together leave together.
+        let polled = self.inflow.as_mut().map_or(Poll::Ready(None), |inflow| inflow.poll_frame(cx));
         match polled {
-            Poll::Ready(Some(Ok(mut frame))) => {
-                if let Some(trailers) = frame.trailers_mut()
-                    && !self.lease.as_ref().is_some_and(|lease| lease.receive_trailers(trailers))
-                {
-                    self.failed(FailureReason::Truncated, Outcome::UpstreamCut);
-                    return Poll::Ready(Some(Err(BodyFault::Cut)));
-                }
+            Poll::Ready(Some(Ok(frame))) => {
                 let now = Instant::now();
                 if self.over(now) {
                     return Poll::Ready(Some(Err(BodyFault::Limited)));
                 }
                 self.tally.passed(frame.data_ref().map_or(&[][..], Chunk::as_slice), now);
                 self.stall.0.set(Some(now));
-                if frame.is_trailers() || self.body.is_end_stream() {
+                if frame.is_trailers() || self.inflow_is_over() {
                     self.end();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let reason = if crate::upstream::h2_error(&error).is_some_and(h2::Error::is_reset) {
-                    FailureReason::Reset
-                } else {
-                    FailureReason::Truncated
-                };
+                let reason = if error == Broken::Reset { FailureReason::Reset } else { FailureReason::Truncated };
                 self.failed(reason, Outcome::UpstreamCut);
                 Poll::Ready(Some(Err(BodyFault::Cut)))
             }
@@ -253,6 +231,10 @@ impl Stream {
             }
             Poll::Pending => self.poll_silence(cx),
         }
+    }
+
+    fn inflow_is_over(&self) -> bool {
+        self.inflow.as_ref().is_none_or(Inflow::is_end_stream)
     }
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
@@ -278,7 +260,7 @@ impl Stream {
         let over = self.tally.must_be_cut();
         if over {
             self.ended = true;
-            self.lease = None;
+            self.inflow = None;
             self.tally.settle(Outcome::Limited);
             self.upload.fail(crate::upstream::UploadFault::Cancelled);
         }
@@ -287,7 +269,7 @@ impl Stream {
 
     fn failed(&mut self, reason: FailureReason, outcome: Outcome) {
         self.ended = true;
-        self.lease = None;
+        self.inflow = None;
         if let Some(upstream) = self.tally.upstream() {
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
@@ -298,13 +280,13 @@ impl Stream {
     fn end(&mut self) {
         self.ended = true;
         self.tally.ended(self.outcome);
-        let Some(lease) = self.lease.take() else { return };
+        let Some(inflow) = self.inflow.take() else { return };
         if self.upload.ended() {
-            lease.give_back();
+            inflow.give_back();
         } else {
             // The upstream answered before it had read everything. The line cannot be used again;
             // the client may go on sending, so that it gets to read its answer.
-            drop(lease);
+            drop(inflow);
             drain_rest(self.upload.take_rest());
         }
     }

@@ -22,12 +22,11 @@ use http::Request;
 use http::Response;
 use http::StatusCode;
 use http_body::Body;
-use hyper::body::Incoming;
 
 use crate::admission::Permit;
 use crate::admission::Refusal;
 use crate::config;
-use crate::hygiene::WipedIncoming;
+use crate::incoming::Incoming;
 use crate::meter::Api;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -123,7 +122,6 @@ pub(crate) fn billed_api(provider: Provider, method: &http::Method, operation: O
 pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result<Response<AnswerBody>, Refused> {
     let bytes_max = way.body_bytes_max();
     let (parts, body) = request.into_parts();
-    let body = WipedIncoming::new(body);
     if body.size_hint().lower() > bytes_max {
         way.tally.handles().guard(Guard::BodyTooLarge).inc();
         drain_rest(Some(body));
@@ -163,7 +161,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     let sent = Instant::now();
     way.tally.handles().overhead(Phase::Request).observe(way.tally.age(sent));
     match await_head(&way, &head, &upload).await {
-        Ok(answer) if way.permit.answered(answer.response.status().as_u16(), answer.response.headers()) => {
+        Ok(answer) if way.permit.answered(answer.status.as_u16(), &answer.headers) => {
             drain_rest(upload.take_rest());
             Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally })
         }
@@ -221,7 +219,7 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
         {
             match answer {
                 // An answer that began before the request was let through waits for that. One that says no may go.
-                Ok(answer) if upload.undecided() && answer.response.status().as_u16() < 400 => early = Some(answer),
+                Ok(answer) if upload.undecided() && answer.status.as_u16() < 400 => early = Some(answer),
                 Ok(_) if matches!(upload.fault(), Some(UploadFault::Denied(_) | UploadFault::Limited)) => {}
                 Ok(answer) => return Poll::Ready(Ok(answer)),
                 Err(fault) => return Poll::Ready(Err(refusal_of(fault, way, upload))),
@@ -229,7 +227,7 @@ async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Resul
         }
         if let Some(answer) = &mut early {
             // On h1 the rest of the request goes on only if somebody drives the line.
-            let over = answer.lease.drive(cx).is_ready();
+            let over = answer.body.drive(cx).is_ready();
             if upload.fault().is_none() && (over || !upload.undecided()) {
                 return Poll::Ready(match upload.undecided() {
                     true => Err(Refusal::UpstreamUnreachable),
@@ -290,33 +288,32 @@ fn refusal_of(fault: SendFault, way: &Way, upload: &Upload) -> Refusal {
 }
 
 fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerBody> {
-    let Answer { response, lease } = answer;
-    let (mut parts, body) = response.into_parts();
-    parts.headers = head::response_headers(parts.headers);
-    way.permit.rewrite_answer(way.dialect, &mut parts.headers);
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    let kind = parts.headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let Answer { status, headers, body } = answer;
+    let mut headers = head::response_headers(headers);
+    way.permit.rewrite_answer(way.dialect, &mut headers);
+    let kind = headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let events = kind.starts_with(b"text/event-stream");
     let mut streaming = events || kind.starts_with(b"application/vnd.amazon.eventstream");
     if let Some(call) = way.tally.call()
-        && parts.status.is_success()
+        && status.is_success()
     {
-        let look = Look::new(call, &parts.headers);
+        let look = Look::new(call, &headers);
         streaming |= look.streams();
         way.tally.look(look);
     }
-    way.tally.answered(parts.status.as_u16(), Source::Upstream, streaming);
+    way.tally.answered(status.as_u16(), Source::Upstream, streaming);
     // What comes encoded cannot be taken out of; its client sees one event more.
-    let hide = events && upload.facts().usage_added && plain(&parts.headers);
+    let hide = events && upload.facts().usage_added && plain(&headers);
     if hide {
-        parts.headers.remove(http::header::CONTENT_LENGTH);
+        headers.remove(http::header::CONTENT_LENGTH);
     }
-    let outcome = outcome_of(parts.status);
+    let outcome = outcome_of(status);
     let (silence_max, abort_drain) = (way.upstream_config().silence_timeout, way.upstream_config().abort_drain);
-    let body = WipedIncoming::new(body);
-    let stream = Stream::new(body, lease, upload, way.tally, way.stall, silence_max, outcome, abort_drain);
-    Response::from_parts(parts, AnswerBody::Relayed(Relayed::new(stream, hide)))
+    let stream = Stream::new(body, upload, way.tally, way.stall, silence_max, outcome, abort_drain);
+    let mut response = Response::new(AnswerBody::Relayed(Relayed::new(stream, hide)));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
 }
 
 /// Whether an answer's body comes as it is.
@@ -340,7 +337,7 @@ fn outcome_of(status: StatusCode) -> Outcome {
 }
 
 /// Reads and clears what a client still sends, within bounds, beside everything else.
-pub(crate) fn drain_rest(rest: Option<WipedIncoming>) {
+pub(crate) fn drain_rest(rest: Option<Incoming>) {
     let Some(mut rest) = rest else { return };
     if rest.is_end_stream() {
         return;

@@ -21,8 +21,6 @@ use tokio::time::Sleep;
 
 use crate::config::Limits;
 use crate::hygiene::Chunk;
-use crate::hygiene::head::HeadMark;
-use crate::hygiene::head::lift_request;
 use crate::relay::AnswerBody;
 use crate::relay::BodyFault;
 use crate::relay::StallMark;
@@ -49,8 +47,6 @@ pub(super) struct Connection {
     pub(super) local: Option<SocketAddr>,
     /// The client's, by the PROXY header where there is one.
     pub(super) client: IpAddr,
-    /// Tells an h1 connection's transport that the head of an answer is about to be written.
-    pub(super) head: HeadMark,
     /// The values of an h2 connection's heads.
     pub(super) stand_ins: StandIns,
     /// Places and gauges that go with the connection, also into a WebSocket.
@@ -106,7 +102,6 @@ impl Connection {
             watch,
             local,
             client,
-            head: HeadMark::default(),
             stand_ins: StandIns::default(),
             hold,
             opened: now,
@@ -136,23 +131,16 @@ impl Connection {
         RequestPlace { connection: self.clone(), uploading: true, ended: false }
     }
 
-    /// Takes a request's values out of hyper's hands. To be called while hyper still polls this
+    /// Takes an h2 request's values out of hyper's hands. To be called while hyper still polls this
     /// connection, before anything else looks at the head. `false` if some of it is missing.
     pub(super) fn receive<B>(&self, request: &mut Request<B>) -> bool {
-        match self.protocol {
-            Protocol::H1 => {
-                lift_request(request);
-                true
-            }
-            Protocol::H2 => self.stand_ins.restore_request(request),
-        }
+        self.stand_ins.restore_request(request)
     }
 
     /// Prepares an answer's head for hyper, which writes it next.
     pub(super) fn depart<B>(&self, response: &mut Response<B>) {
-        match self.protocol {
-            Protocol::H1 => self.head.announce(),
-            Protocol::H2 => self.stand_ins.replace_headers(response.headers_mut()),
+        if self.protocol == Protocol::H2 {
+            self.stand_ins.replace_headers(response.headers_mut());
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod answer;
 mod connection;
+mod h1;
 mod policy;
 
 #[cfg(fuzzing)]
@@ -27,8 +28,6 @@ use http::Request;
 use http::Response;
 use http::header;
 use http_body::Body;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 
@@ -41,8 +40,9 @@ use crate::clock::TokioTimer;
 use crate::config::Config;
 use crate::drain::DrainWatcher;
 use crate::drain::Phase;
-use crate::hygiene::WipedIncoming;
 use crate::hygiene::io::HyperIo;
+use crate::incoming::Incoming;
+use crate::incoming::h2_error as h2_fault;
 use crate::relay;
 use crate::relay::AnswerBody;
 use crate::relay::Peer;
@@ -62,18 +62,13 @@ use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Protocol;
 use crate::telemetry::metrics::Handles;
 use crate::upstream::Upstream;
-use crate::upstream::h2_error as h2_fault;
 
 use connection::Connection;
 use connection::Served;
 use connection::StallGuarded;
 use connection::Verdict;
 
-/// hyper's buffers of an h1 connection; what a stalled reader can make us hold.
-const H1_BUFFER_BYTES: usize = 64 << 10;
-
-/// One read of a client's connection: a TLS record, with the room that its opening takes. What is read is held up to four times while an
-/// h1 upload waits for its upstream: in both of hyper's buffers, as the chunk in hand and as the next.
+/// One read of a client's h2 connection: a TLS record, with the room that its opening takes.
 const READ_BYTES_MAX: usize = (16 << 10) + 256;
 
 /// Per stream and per connection, for uploads; the memory bound of an upload that the upstream does
@@ -167,29 +162,15 @@ impl Server {
         };
         let Accepted { transport, watch, client, protocol, slow_head, hold } = accepted;
         let connection = Connection::new(protocol, watch, client, hold, limits.clone(), self.next_jitter());
-        let service = {
-            let (server, connection) = (self.clone(), connection.clone());
-            service_fn(move |mut request| {
-                let (server, connection) = (server.clone(), connection.clone());
-                let whole = connection.receive(&mut request);
-                let stall = StallMark::default();
-                connection.announce(stall.clone());
-                async move { Ok::<_, Infallible>(server.respond(connection, request, whole, stall).await) }
-            })
-        };
         let guards = Guards { connection, handles, drain: self.drain.clone(), slow_head };
         match protocol {
             Protocol::H1 => {
-                let io = HyperIo::reading(transport, READ_BYTES_MAX).announced_by(guards.connection.head.clone());
-                let hyper = http1::Builder::new()
-                    .header_read_timeout(None)
-                    .max_headers(limits.head_fields)
-                    .max_header_size(limits.head_bytes)
-                    .max_buf_size(H1_BUFFER_BYTES.max(limits.head_bytes))
-                    .half_close(false)
-                    .serve_connection(io, service)
-                    .with_upgrades();
-                guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
+                let connection = guards.connection.clone();
+                let service = move |request, framed| {
+                    self.clone().respond(connection.clone(), request, framed, StallMark::default())
+                };
+                let client = h1::Client::new(transport, &limits);
+                guards.run(client.serve(service), |_| client.close()).await;
             }
             Protocol::H2 => {
                 let list_bytes_max = 2 * H2_HEAD_SLACK * limits.head_bytes;
@@ -199,6 +180,15 @@ impl Server {
                     connection: guards.connection.clone(),
                     counted: guards.handles.guard(Guard::WriteStall).clone(),
                 };
+                let connection = guards.connection.clone();
+                let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+                    let (server, connection) = (self.clone(), connection.clone());
+                    let whole = connection.receive(&mut request);
+                    let stall = StallMark::default();
+                    connection.announce(stall.clone());
+                    let request = request.map(Incoming::h2);
+                    async move { Ok::<_, Infallible>(server.respond(connection, request, whole, stall).await) }
+                });
                 let hyper = http2::Builder::new(executor)
                     .timer(TokioTimer)
                     .keep_alive_interval(Duration::from_secs(20))
@@ -227,7 +217,8 @@ impl Server {
         stall: StallMark,
     ) -> Response<Served> {
         let place = connection.begin();
-        let answering = self.answer(connection.clone(), request, whole, stall.clone());
+        // On the heap at once: in here it would stand twice.
+        let answering = Box::pin(self.answer(connection.clone(), request, whole, stall.clone()));
         let mut response = or_if_it_panics(answering, answer::internal).await;
         // A client whose window is shut from the first byte on never lets hyper ask for one.
         stall.start(Instant::now());
@@ -263,7 +254,7 @@ impl Server {
         if let Err((guard, refusal)) = checked {
             snapshot.handles.guard(guard).inc();
             let dialect = admission::guess_dialect(request.uri().path(), request.headers());
-            relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+            relay::drain_rest(Some(request.into_body()));
             return answer::refuse(&refusal, dialect, tally);
         }
 
@@ -271,7 +262,7 @@ impl Server {
         let route = match snapshot.routes.find(policy::host_of(&request), uri.path(), request.headers()) {
             Ok(route) => route,
             Err(no_route) => {
-                relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+                relay::drain_rest(Some(request.into_body()));
                 return match no_route {
                     NoRoute::Hello => answer::hello(tally),
                     NoRoute::NotFound(dialect) => answer::refuse(&Refusal::NoRoute, dialect, tally),
@@ -303,7 +294,7 @@ impl Server {
         let permit = match snapshot.admission.admit(keys.as_ref(), &snapshot.worker, &asked) {
             Ok(permit) => Rc::new(permit),
             Err(refusal) => {
-                relay::drain_rest(Some(WipedIncoming::new(request.into_body())));
+                relay::drain_rest(Some(request.into_body()));
                 return answer::refuse(&refusal, route.dialect, tally);
             }
         };
@@ -351,9 +342,9 @@ impl Server {
 }
 
 /// The output of `future`, or of `instead` if polling it panics. What the panic says goes nowhere.
-async fn or_if_it_panics<T>(future: impl Future<Output = T>, instead: impl FnOnce() -> T) -> T {
-    // On the heap, so that it can be dropped at once: it holds an upstream's line.
-    let mut future = Some(Box::pin(future));
+async fn or_if_it_panics<T>(future: Pin<Box<impl Future<Output = T>>>, instead: impl FnOnce() -> T) -> T {
+    // Dropped at once if it panics: it holds an upstream's line.
+    let mut future = Some(future);
     let mut instead = Some(instead);
     std::future::poll_fn(|cx| {
         let polled = catch_unwind(AssertUnwindSafe(|| match &mut future {
@@ -380,7 +371,7 @@ struct Guards {
 }
 
 impl Guards {
-    async fn run<C: Future<Output = hyper::Result<()>>>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
+    async fn run<C: Future<Output: Into<Ended>>>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
         let mut hyper = std::pin::pin!(hyper);
         let connection = &self.connection;
         let mut alarm = std::pin::pin!(tokio::time::sleep(connection.tick()));
@@ -392,7 +383,7 @@ impl Guards {
         let mut was_fast = false;
         std::future::poll_fn(|cx| {
             if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
-                self.ended(ended);
+                self.ended(ended.into());
                 return Poll::Ready(());
             }
             if !told && closing.as_mut().poll(cx).is_ready() {
@@ -448,15 +439,31 @@ impl Guards {
         .await;
     }
 
-    /// hyper refuses some heads before anybody sees them, and ends the connection with that.
-    fn ended(&self, ended: hyper::Result<()>) {
-        let Err(fault) = ended else { return };
-        if fault.is_parse_too_large() {
-            self.handles.guard(Guard::HeadTooLarge).inc();
-        } else if fault.is_parse() {
-            self.handles.guard(Guard::BadFraming).inc();
-        } else if h2_fault(&fault).is_some_and(|h2| h2.is_go_away() && h2.is_library()) {
-            self.handles.guard(Guard::H2Abuse).inc();
+    /// Some heads are refused before anybody sees them, and end the connection.
+    fn ended(&self, ended: Ended) {
+        let guard = match ended {
+            Ended::Fine => return,
+            Ended::HeadTooLarge => Guard::HeadTooLarge,
+            Ended::BadFraming => Guard::BadFraming,
+            Ended::H2Abuse => Guard::H2Abuse,
+        };
+        self.handles.guard(guard).inc();
+    }
+}
+
+/// How a connection has ended by itself.
+enum Ended {
+    Fine,
+    HeadTooLarge,
+    BadFraming,
+    H2Abuse,
+}
+
+impl From<hyper::Result<()>> for Ended {
+    fn from(ended: hyper::Result<()>) -> Self {
+        match ended {
+            Err(fault) if h2_fault(&fault).is_some_and(|h2| h2.is_go_away() && h2.is_library()) => Self::H2Abuse,
+            _ => Self::Fine,
         }
     }
 }

@@ -421,6 +421,69 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         Poll::Ready(Ok(read))
     }
 
+    /// What has arrived, as a block of its own: every whole record that is there, opened into exactly the room that they
+    /// need. Reads on if there is none. An empty block is the peer's orderly end.
+    ///
+    /// # Errors
+    /// As for reading.
+    pub fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
+        loop {
+            let room = if self.fault.is_some() { 1 } else { self.room_wanted().unwrap_or(1) };
+            if room == 0 && !self.closed {
+                if ready!(self.poll_fill(cx))? == 0 {
+                    return Poll::Ready(Err(cut_off()));
+                }
+                continue;
+            }
+            let mut block = vec![0; room];
+            let mut buffer = ReadBuf::new(&mut block);
+            // Records that carry nothing leave it empty, and nothing is read as long as it is not.
+            match self.poll_open(cx, &mut buffer) {
+                Ok(()) => {}
+                Err(fault) => return Poll::Ready(Err(fault)),
+            }
+            let filled = buffer.filled().len();
+            if filled > 0 || self.closed {
+                block.truncate(filled);
+                return Poll::Ready(Ok(block));
+            }
+        }
+    }
+
+    /// Room for the rest of a record and all whole records that wait; 0: nothing can be handed out.
+    fn room_wanted(&self) -> Result<usize, StreamFault> {
+        let Some(incoming) = &self.incoming else { return Ok(0) };
+        if !incoming.rest.is_empty() {
+            return Ok(incoming.rest.len());
+        }
+        let mut bytes = &incoming.bytes[incoming.start..incoming.end];
+        let mut room = 0;
+        while let Some(len) = Opener::record_len(bytes)?.filter(|len| *len <= bytes.len()) {
+            let (record, behind) = bytes.split_at(len);
+            room += self.opener.room_for(record)?;
+            bytes = behind;
+        }
+        Ok(room)
+    }
+
+    /// Hands out what is there, without reading on.
+    fn poll_open(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
+        if self.hand_out(buffer) {
+            return Ok(());
+        }
+        if let Some(fault) = self.fault {
+            return Err(fault.into());
+        }
+        if let Err(fault) = self.open(buffer) {
+            self.fail(fault);
+        }
+        if self.update_due || self.sent < self.outgoing.len() {
+            // What does not go out at once goes with the next write or flush.
+            let _ = self.poll_send(cx);
+        }
+        Ok(())
+    }
+
     /// Sends what waits.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
@@ -490,6 +553,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
     }
 }
 
+/// Without a goodbye nobody knows whether it was all: whoever can close a TCP connection can cut it.
+fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the peer closed the connection without saying so in TLS")
+}
+
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -498,30 +566,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if this.hand_out(buffer) {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(fault) = this.fault {
-                return Poll::Ready(Err(fault.into()));
-            } else {
-                let outcome = this.open(buffer);
-                if let Err(fault) = outcome {
-                    this.fail(fault);
-                }
-                if this.update_due || this.sent < this.outgoing.len() {
-                    // What does not go out at once goes with the next write or flush.
-                    let _ = this.poll_send(cx);
-                }
-            }
+            this.poll_open(cx, buffer)?;
             if buffer.filled().len() > before || (this.closed && this.fault.is_none()) {
                 return Poll::Ready(Ok(()));
             }
             if this.fault.is_none() && ready!(this.poll_fill(cx))? == 0 {
-                // Without a goodbye nobody knows whether it was all: whoever can close a TCP connection can cut it.
-                return Poll::Ready(Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the peer closed the connection without saying so in TLS",
-                )));
+                return Poll::Ready(Err(cut_off()));
             }
         }
     }

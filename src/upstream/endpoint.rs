@@ -11,6 +11,7 @@ use std::time::Instant;
 use hyper::client::conn::http2;
 use rustls::pki_types::ServerName;
 use tokio::sync::Notify;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
 use super::SendFault;
@@ -18,10 +19,9 @@ use super::Tenant;
 use super::TlsConfigs;
 use super::connect;
 use super::connect::Connected;
-use super::line::H1Line;
-use super::line::H2Line;
-use super::line::H2Slot;
-use super::line::Open;
+use super::h1_line::H1Line;
+use super::h2_line::H2Line;
+use super::h2_line::H2Slot;
 use super::resolve::Resolver;
 use super::upload::RequestBody;
 use crate::config;
@@ -59,7 +59,7 @@ pub(super) struct Endpoint {
     h2: RefCell<Vec<H2Line>>,
     /// Oldest first. A line is used again by the same tenant only: on h1 an answer that comes too
     /// late would be taken for the answer to the next request, whoever sent that.
-    idle: RefCell<VecDeque<(Tenant, H1Line)>>,
+    idle: RefCell<VecDeque<(Tenant, Box<H1Line>)>>,
     /// Requests wait for a connect that may give an h2 line instead of each starting its own.
     connecting: Cell<usize>,
     waiting: Cell<usize>,
@@ -70,6 +70,12 @@ pub(super) struct Endpoint {
     paused_until: Cell<Option<Instant>>,
     /// Its configuration has been replaced: lines serve what they serve and are not kept.
     retired: Cell<bool>,
+}
+
+/// What a connection holds while it is open; dropping it counts.
+pub(crate) struct Open {
+    _gauge: GaugeGuard,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// A line with room for one request.
@@ -197,7 +203,7 @@ impl Endpoint {
                 self.handles.guard(Guard::UpstreamLateBytes).inc();
                 continue;
             }
-            return Some(Box::new(line));
+            return Some(line);
         }
         None
     }
@@ -252,8 +258,7 @@ impl Endpoint {
         if h2_wanted {
             self.speaks_h1.set(true);
         }
-        let line = H1Line::new(transport, watch, open).await.ok_or(SendFault::Connect)?;
-        Ok(Some(Line::H1(Box::new(line), LineAge::Fresh)))
+        Ok(Some(Line::H1(Box::new(H1Line::new(transport, watch, open)), LineAge::Fresh)))
     }
 
     fn failed(&self, result: ConnectResult) {
@@ -270,7 +275,7 @@ impl Endpoint {
 
     /// Takes a line back after an exchange that ended on both sides. A line that is not ready for
     /// another one is closed.
-    pub(super) fn give_back(&self, tenant: Tenant, mut line: H1Line) {
+    pub(super) fn give_back(&self, tenant: Tenant, mut line: Box<H1Line>) {
         if tenant == Tenant::Nobody || self.retired.get() || !line.reusable() {
             return;
         }

@@ -3,13 +3,15 @@
 
 mod connect;
 mod endpoint;
-mod line;
+mod h1_line;
+mod h2_line;
 mod resolve;
 mod upload;
 
 use std::cell::Cell;
 use std::hash::BuildHasher;
 use std::hash::RandomState;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -21,16 +23,20 @@ use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderMap;
-use http::HeaderValue;
 use http::Method;
 use http::StatusCode;
 use http::Uri;
-use http::header;
-use hyper::body::Incoming;
+use http_body::Body;
+use http_body::Frame;
+use http_body::SizeHint;
 
 use crate::config;
 use crate::config::UpstreamProtocol;
+use crate::h1;
 use crate::hygiene::Chunk;
+use crate::incoming::Broken;
+use crate::incoming::Incoming;
+use crate::incoming::h2_error;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
@@ -45,17 +51,14 @@ use crate::tls::client::ClientTls;
 use endpoint::Endpoint;
 use endpoint::Line;
 use endpoint::LineAge;
-pub(crate) use line::H1Line;
-use line::H2Slot;
-use line::LineFault;
-pub(crate) use line::Open as OpenLine;
+pub(crate) use endpoint::Open as OpenLine;
+use h1_line::H1Line;
+use h1_line::LineFault;
+use h2_line::H2Slot;
 pub(crate) use upload::Approve;
 pub(crate) use upload::RequestBody;
 pub(crate) use upload::Upload;
 pub(crate) use upload::UploadFault;
-
-/// How long a finished h1 exchange may take to leave its line ready for the next one.
-const SETTLE: Duration = Duration::from_secs(1);
 
 /// Whose request it is, as far as a pooled h1 line cares: two numbers that only this process can
 /// derive from the credential.
@@ -84,16 +87,17 @@ pub(crate) struct RequestHead {
     pub(crate) headers: HeaderMap,
 }
 
-/// An answer's head, and the line that its body comes over.
+/// An answer: its head, and where its body comes from.
 pub(crate) struct Answer {
-    pub(crate) response: http::Response<Incoming>,
-    pub(crate) lease: Lease,
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Inflow,
 }
 
-/// What an answer's body needs to keep coming.
-pub(crate) enum Lease {
+/// An answer's body on its way in, with the line that it comes over.
+pub(crate) enum Inflow {
     H1(H1Lease),
-    H2 { slot: H2Slot },
+    H2 { body: Incoming, slot: H2Slot },
 }
 
 /// An h1 line on loan from its endpoint.
@@ -103,8 +107,41 @@ pub(crate) struct H1Lease {
     tenant: Tenant,
 }
 
-impl Lease {
-    /// Lets the line bring more of the body. `Ready` when it will bring no more.
+impl Inflow {
+    /// The next piece. The line brings it, and sends what is left of the request, only when this is called.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Broken>>> {
+        match self {
+            Self::H1(lease) => lease.line.poll_frame(cx),
+            Self::H2 { body, slot } => {
+                let mut polled = Pin::new(body).poll_frame(cx);
+                if let Poll::Ready(Some(Ok(frame))) = &mut polled
+                    && let Some(trailers) = frame.trailers_mut()
+                    && !slot.stand_ins().restore_headers(trailers)
+                {
+                    return Poll::Ready(Some(Err(Broken::Cut)));
+                }
+                polled
+            }
+        }
+    }
+
+    /// Whether all of it has come.
+    pub(crate) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1(lease) => lease.line.is_end_stream(),
+            Self::H2 { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    /// What is still to come.
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1(lease) => lease.line.size_hint(),
+            Self::H2 { body, .. } => body.size_hint(),
+        }
+    }
+
+    /// Lets the line send more of the request without asking for the answer. `Ready` when it has broken.
     pub(crate) fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::H1(lease) => lease.line.drive(cx),
@@ -113,43 +150,19 @@ impl Lease {
         }
     }
 
-    /// Trailers as the upstream sent them. `false` if they cannot be had.
-    pub(crate) fn receive_trailers(&self, trailers: &mut HeaderMap) -> bool {
+    /// Takes the connection out after a 101. `None` if there is none.
+    pub(crate) fn into_switched(self) -> Option<Switched> {
         match self {
-            Self::H1(_) => true,
-            Self::H2 { slot } => slot.stand_ins().restore_headers(trailers),
+            Self::H1(lease) => Some(lease.line.into_switched()),
+            Self::H2 { .. } => None,
         }
     }
 
-    /// Takes the connection out after a 101. `None` if it broke meanwhile.
-    pub(crate) async fn into_switched(self) -> Option<Switched> {
-        let Self::H1(H1Lease { mut line, .. }) = self else { return None };
-        tokio::time::timeout(SETTLE, line.upgraded()).await.ok()?;
-        Some(line.into_switched())
-    }
-
-    /// The answer has been read to its end; the line may serve its tenant again. Not to be called
-    /// when the request body has not been sent to its end.
+    /// The answer has been read to its end; the line may serve its tenant again.
     pub(crate) fn give_back(self) {
-        let Self::H1(H1Lease { mut line, endpoint, tenant }) = self else { return };
-        if line.reusable() {
-            endpoint.give_back(tenant, *line);
-            return;
+        if let Self::H1(H1Lease { line, endpoint, tenant }) = self {
+            endpoint.give_back(tenant, line);
         }
-        // The end of the message may still be on its way (a last chunk, a flush).
-        tokio::task::spawn_local(async move {
-            let settled = tokio::time::timeout(
-                SETTLE,
-                std::future::poll_fn(|cx| {
-                    let over = line.drive(cx).is_ready();
-                    if over || line.reusable_now() { Poll::Ready(()) } else { Poll::Pending }
-                }),
-            )
-            .await;
-            if settled.is_ok() {
-                endpoint.give_back(tenant, *line);
-            }
-        });
     }
 }
 
@@ -157,7 +170,7 @@ impl Lease {
 pub(crate) struct Switched {
     pub(crate) transport: Transport,
     pub(crate) watch: SocketWatch,
-    /// What hyper had read beyond the head: cleared on drop, because the head's values may keep the block.
+    /// What was read beyond the head.
     pub(crate) read_ahead: Chunk,
     /// The connection's place and gauge, to be held as long.
     pub(crate) open: OpenLine,
@@ -288,38 +301,30 @@ impl Upstream {
         upload: &Rc<Upload>,
         tenant: Tenant,
     ) -> Result<Answer, (SendFault, Option<RetryReason>)> {
-        let body = RequestBody(upload.clone());
         match line {
-            Line::H1(mut line, age) => {
-                let request = head.to_h1(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
-                match line.send(request).await {
-                    // A switch that nobody asked for (RFC 9110 section 15.2.2).
-                    Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS || !framed_well(&response) => {
-                        Err((SendFault::Protocol, None))
-                    }
-                    Ok(response) => {
-                        let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant });
-                        Ok(Answer { response, lease })
-                    }
-                    Err(LineFault::Informational) => {
-                        self.handles.guard(Guard::UpstreamInformational).inc();
-                        Err((SendFault::Protocol, None))
-                    }
-                    Err(LineFault::Http(error)) if error.is_parse() => Err((SendFault::Protocol, None)),
-                    // A pooled line that died while idle; with nothing of the answer read.
-                    Err(LineFault::Http(error)) => {
-                        let stale = age == LineAge::Pooled
-                            && (error.is_canceled()
-                                || error.is_closed()
-                                || error.is_incomplete_message()
-                                || is_io(&error));
-                        let repeatable = head.method.is_idempotent() || !upload.ended();
-                        Err((SendFault::Reset, (stale && repeatable).then_some(RetryReason::Reset)))
-                    }
+            Line::H1(mut line, age) => match line.send(head, &endpoint.config, upload).await {
+                // A switch that nobody asked for (RFC 9110 section 15.2.2).
+                Ok(answer) if answer.status == StatusCode::SWITCHING_PROTOCOLS => Err((SendFault::Protocol, None)),
+                Ok(h1::ResponseHead { status, headers, .. }) => {
+                    let body = Inflow::H1(H1Lease { line, endpoint: endpoint.clone(), tenant });
+                    Ok(Answer { status, headers, body })
                 }
-            }
+                Err(LineFault::Informational) => {
+                    self.handles.guard(Guard::UpstreamInformational).inc();
+                    Err((SendFault::Protocol, None))
+                }
+                Err(LineFault::Malformed) => Err((SendFault::Protocol, None)),
+                // A pooled line that died while idle; with nothing of the answer read.
+                Err(LineFault::Gone { heard }) => {
+                    let stale = age == LineAge::Pooled && !heard;
+                    let repeatable = head.method.is_idempotent() || !upload.ended();
+                    Err((SendFault::Reset, (stale && repeatable).then_some(RetryReason::Reset)))
+                }
+                Err(LineFault::Upload) => Err((SendFault::Reset, None)),
+            },
             Line::H2(slot, mut sender) => {
-                let mut request = head.to_h2(&endpoint.config, body).ok_or((SendFault::Protocol, None))?;
+                let mut request =
+                    head.to_h2(&endpoint.config, RequestBody(upload.clone())).ok_or((SendFault::Protocol, None))?;
                 let _departure = slot.stand_ins().replace_request(&mut request);
                 let mut answer = sender.try_send_request(request).await;
                 if let Ok(response) = &mut answer
@@ -329,7 +334,11 @@ impl Upstream {
                 }
                 match answer {
                     Ok(response) if response.status().is_informational() => Err((SendFault::Protocol, None)),
-                    Ok(response) => Ok(Answer { response, lease: Lease::H2 { slot } }),
+                    Ok(response) => {
+                        let (parts, body) = response.into_parts();
+                        let body = Inflow::H2 { body: Incoming::h2(body), slot };
+                        Ok(Answer { status: parts.status, headers: parts.headers, body })
+                    }
                     Err(mut error) => {
                         // The request came back unsent, or the peer says that it did not look at it
                         // (RFC 9113 section 8.7: REFUSED_STREAM, or GOAWAY below its number).
@@ -371,24 +380,16 @@ impl Upstream {
                 }
             }
         };
-        let request = head.to_h1(&endpoint.config, RequestBody(upload.clone())).ok_or(SendFault::Protocol)?;
-        match line.send(request).await {
-            Ok(response) if !framed_well(&response) => {
-                metrics.failures(FailureReason::Protocol).inc();
-                Err(SendFault::Protocol)
-            }
-            Ok(response) => {
-                let lease = Lease::H1(H1Lease { line, endpoint: endpoint.clone(), tenant: Tenant::Nobody });
-                Ok(Answer { response, lease })
+        match line.send(head, &endpoint.config, upload).await {
+            Ok(h1::ResponseHead { status, headers, .. }) => {
+                let body = Inflow::H1(H1Lease { line, endpoint: endpoint.clone(), tenant: Tenant::Nobody });
+                Ok(Answer { status, headers, body })
             }
             Err(fault) => {
-                let protocol = match fault {
-                    LineFault::Http(error) => error.is_parse(),
-                    LineFault::Informational => {
-                        self.handles.guard(Guard::UpstreamInformational).inc();
-                        true
-                    }
-                };
+                if fault == LineFault::Informational {
+                    self.handles.guard(Guard::UpstreamInformational).inc();
+                }
+                let protocol = matches!(fault, LineFault::Malformed | LineFault::Informational);
                 metrics.failures(if protocol { FailureReason::Protocol } else { FailureReason::Reset }).inc();
                 Err(if protocol { SendFault::Protocol } else { SendFault::Reset })
             }
@@ -459,38 +460,19 @@ impl Upstream {
 }
 
 impl RequestHead {
-    fn to_h1(&self, endpoint: &config::Endpoint, body: RequestBody) -> Option<http::Request<RequestBody>> {
-        let uri: Uri = self.path_at(endpoint).parse().ok()?;
-        let mut request = self.with_body(uri, body);
-        request.headers_mut().insert(header::HOST, HeaderValue::from_str(&endpoint.authority()).ok()?);
-        Some(request)
-    }
-
     fn to_h2(&self, endpoint: &config::Endpoint, body: RequestBody) -> Option<http::Request<RequestBody>> {
         let uri = Uri::builder()
             .scheme("https")
             .authority(endpoint.authority())
-            .path_and_query(self.path_at(endpoint))
+            .path_and_query([&endpoint.base_path, self.path.as_str()].concat())
             .build()
             .ok()?;
-        let mut request = self.with_body(uri, body);
-        *request.version_mut() = http::Version::HTTP_2;
-        Some(request)
-    }
-
-    fn path_at(&self, endpoint: &config::Endpoint) -> String {
-        let mut path = String::with_capacity(endpoint.base_path.len() + self.path.len());
-        path.push_str(&endpoint.base_path);
-        path.push_str(&self.path);
-        path
-    }
-
-    fn with_body(&self, uri: Uri, body: RequestBody) -> http::Request<RequestBody> {
         let mut request = http::Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
         *request.headers_mut() = self.headers.clone();
-        request
+        *request.version_mut() = http::Version::HTTP_2;
+        Some(request)
     }
 }
 
@@ -500,37 +482,4 @@ impl config::Endpoint {
         let default = if self.tls { 443 } else { 80 };
         if self.port == default { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
-}
-
-/// Whether the body's length can be read in one way only. hyper takes `gzip, chunked` for chunked, and
-/// chunks for the length if both are there; the coding would be lost on the way to the client.
-fn framed_well<B>(response: &http::Response<B>) -> bool {
-    let headers = response.headers();
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let length = lengths.next();
-    if lengths.next().is_some() || length.is_some_and(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
-        return false;
-    }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => true,
-        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked") && length.is_none(),
-        _ => false,
-    }
-}
-
-/// The h2 error inside hyper's.
-pub(crate) fn h2_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a h2::Error> {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return Some(h2);
-        }
-        source = error.source();
-    }
-    None
-}
-
-fn is_io(error: &hyper::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
 }

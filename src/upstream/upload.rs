@@ -19,7 +19,8 @@ use http_body::SizeHint;
 use prometheus::IntCounter;
 
 use crate::hygiene::Chunk;
-use crate::hygiene::WipedIncoming;
+use crate::incoming::Broken;
+use crate::incoming::Incoming;
 use crate::retention::Denied;
 use crate::retention::Editor;
 use crate::retention::Facts;
@@ -76,7 +77,7 @@ pub(crate) trait Approve {
 /// What the exchange keeps of a request body while hyper sends it.
 pub(crate) struct Upload {
     /// `None` once it has ended, failed, or was taken out to be drained.
-    body: RefCell<Option<WipedIncoming>>,
+    body: RefCell<Option<Incoming>>,
     bytes_max: u64,
     bytes: Cell<u64>,
     /// `nullhop_body_bytes_total`, moved at most once a second and at the end.
@@ -181,7 +182,7 @@ const FRAME_BYTES: usize = 16 << 10;
 impl Upload {
     /// A body of which at most `bytes_max` bytes pass, through an editor if there is one.
     pub(crate) fn new(
-        body: WipedIncoming,
+        body: Incoming,
         bytes_max: u64,
         counter: IntCounter,
         editor: Option<(Editor, Arc<Handles>, Rc<dyn Approve>)>,
@@ -286,7 +287,7 @@ impl Upload {
 
     /// Takes the rest of the body out, for whoever drains it so that the client can finish sending
     /// and read its answer. `None` if there is no rest.
-    pub(crate) fn take_rest(&self) -> Option<WipedIncoming> {
+    pub(crate) fn take_rest(&self) -> Option<Incoming> {
         if self.ended.get() || matches!(self.fault.get(), Some(UploadFault::BadFraming | UploadFault::ClientGone)) {
             return None;
         }
@@ -409,7 +410,7 @@ impl Upload {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                let fault = if is_malformed(&error) { UploadFault::BadFraming } else { UploadFault::ClientGone };
+                let fault = if error == Broken::Malformed { UploadFault::BadFraming } else { UploadFault::ClientGone };
                 self.failed_inside(fault);
                 *slot = None;
                 Poll::Ready(Some(Err(fault)))
@@ -421,12 +422,6 @@ impl Upload {
             }
         }
     }
-}
-
-/// Whether hyper could not read the chunks, as opposed to getting no more of them.
-fn is_malformed(error: &hyper::Error) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    source.is_some_and(|io| matches!(io.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::InvalidInput))
 }
 
 impl Drop for Upload {

@@ -7,6 +7,7 @@
 //! nullhop's own (`judged`), and one that breaks a rule does not go on (`refusal`).
 
 mod asked;
+mod client_side;
 mod frames;
 mod judged;
 mod objects;
@@ -31,7 +32,6 @@ use http::Request;
 use http::Response;
 use http::StatusCode;
 use http::header;
-use hyper::body::Incoming;
 
 use super::AnswerBody;
 use super::Refused;
@@ -39,7 +39,7 @@ use super::Way;
 use super::head;
 use crate::admission::Refusal;
 use crate::drain::DrainWatcher;
-use crate::hygiene::WipedIncoming;
+use crate::incoming::Incoming;
 use crate::meter::Api;
 use crate::meter::Framing;
 use crate::meter::Meter;
@@ -56,6 +56,7 @@ use crate::upstream::RequestHead;
 use crate::upstream::SendFault;
 use crate::upstream::Upload;
 
+use client_side::Coming;
 #[cfg(fuzzing)]
 pub(crate) use frames::walked;
 use judged::Desk;
@@ -192,10 +193,10 @@ pub(crate) async fn upgrade(
     if !version_13 || (!extended && client_key.is_none()) {
         return Err(Refused { refusal: Refusal::Malformed, tally: way.tally });
     }
-    let client_side = hyper::upgrade::on(&mut request);
+    let client_side = Coming::of(&mut request);
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
-    let upload = Upload::new(WipedIncoming::new(body), 0, way.tally.request_bytes(), None);
+    let upload = Upload::new(body, 0, way.tally.request_bytes(), None);
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(header::ACCEPT_ENCODING);
@@ -236,25 +237,23 @@ pub(crate) async fn upgrade(
         Err(_) => return Err(Refused { refusal: Refusal::UpstreamTimeout, tally: way.tally }),
     };
     way.tally.handles().upstream(way.upstream.id).response_head_seconds.observe(sent.elapsed());
-    if way.permit.answered(answer.response.status().as_u16(), answer.response.headers()) {
+    if way.permit.answered(answer.status.as_u16(), &answer.headers) {
         return Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally });
     }
-    if answer.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(super::pass_on(answer, upload, way));
     }
-    let accepted =
-        answer.response.headers().get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
+    let accepted = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
     // An extension that nobody offered would make frames that nobody can read.
-    let unasked = answer.response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
+    let unasked = answer.headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
     if !accepted || unasked {
         way.tally.handles().guard(Guard::UpstreamBadAnswer).inc();
         return Err(Refused { refusal: Refusal::UpstreamProtocol, tally: way.tally });
     }
-    let (parts, _) = answer.response.into_parts();
     let mut response = Response::new(());
-    *response.headers_mut() = head::response_headers(parts.headers.clone());
+    *response.headers_mut() = head::response_headers(answer.headers.clone());
     way.permit.rewrite_answer(way.dialect, response.headers_mut());
-    if let Some(protocol) = parts.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
+    if let Some(protocol) = answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
     }
     if extended {
@@ -266,14 +265,14 @@ pub(crate) async fn upgrade(
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
     }
-    let Some(switched) = answer.lease.into_switched().await else {
+    let Some(switched) = answer.body.into_switched() else {
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
     };
     way.tally.answered(101, Source::Upstream, true);
     let silence_max = way.upstream_config().silence_timeout;
     let tally = way.tally;
     tokio::task::spawn_local(async move {
-        let Ok(client) = client_side.await else { return };
+        let Some(client) = client_side.here().await else { return };
         Tunnel::new(client, pad, switched, tally, peer, silence_max, watched).run().await;
     });
     Ok(response.map(|()| AnswerBody::empty()))

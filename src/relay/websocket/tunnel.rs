@@ -10,11 +10,11 @@ use std::time::Instant;
 use hyper::rt::Read;
 use hyper::rt::ReadBuf;
 use hyper::rt::Write;
-use hyper::upgrade::Upgraded;
 
 use super::Peer;
 use super::Unread;
 use super::Watched;
+use super::client_side::ClientSide;
 use super::frames::FrameWalker;
 use super::frames::Look;
 use super::frames::opcode;
@@ -300,7 +300,7 @@ enum Side {
 }
 
 pub(super) struct Tunnel {
-    client: Upgraded,
+    client: ClientSide,
     upstream: HyperIo<Transport>,
     upstream_watch: SocketWatch,
     up: Half,
@@ -321,7 +321,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     pub(super) fn new(
-        client: Upgraded,
+        client: ClientSide,
         pad: Option<Pad>,
         switched: Switched,
         tally: Tally,
