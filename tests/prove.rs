@@ -168,11 +168,6 @@ fn red_without_clearing_the_stack() {
 }
 
 #[test]
-fn red_without_clearing_heads() {
-    red_without("heads", &["unary"]);
-}
-
-#[test]
 fn red_where_the_memory_cannot_be_read() {
     // Somebody else than root, who may run the program and no more.
     let scratch = Scratch::new();

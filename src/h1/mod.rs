@@ -127,27 +127,23 @@ impl Wire {
     ) -> Poll<Result<H, ReadFault>> {
         loop {
             let unread = &self.block[self.start..];
-            // A head that comes byte by byte is looked through once, not once for each.
-            if ends_head(unread, self.scanned) {
-                match H::parse(unread, fields_max).map_err(ReadFault::Head) {
-                    Ok(Some((_, len))) if len > bytes_max => return Poll::Ready(Err(too_large())),
+            // A longer head has no end in here.
+            let seen = &unread[..unread.len().min(bytes_max)];
+            // One that comes byte by byte is looked through once, not once for each. What is no head at all is seen before
+            // its end, which may never come.
+            if ends_head(seen, self.scanned) || (self.scanned == 0 && seen.len() > FIRST_BYTES) {
+                match H::parse(seen, fields_max).map_err(ReadFault::Head) {
                     Ok(Some((head, len))) => {
                         self.consume(len);
                         return Poll::Ready(Ok(head));
                     }
-                    // Empty lines in front of it.
                     Ok(None) => {}
                     Err(fault) => return Poll::Ready(Err(fault)),
                 }
-            } else if self.scanned == 0 && unread.len() > HEAD_LINE_BYTES {
-                // What is no head at all is seen before its end, which may never come.
-                if let Err(fault) = H::parse(unread, fields_max) {
-                    return Poll::Ready(Err(ReadFault::Head(fault)));
-                }
             }
-            self.scanned = unread.len();
-            if unread.len() > bytes_max {
-                return Poll::Ready(Err(too_large()));
+            self.scanned = seen.len();
+            if seen.len() >= bytes_max {
+                return Poll::Ready(Err(ReadFault::Head(HeadFault::TooLarge)));
             }
             match ready!(self.poll_more(cx)) {
                 Ok(true) => {}
@@ -224,12 +220,8 @@ impl Wire {
     }
 }
 
-/// A first line is judged when so much has come without an end of the head.
-const HEAD_LINE_BYTES: usize = 16;
-
-fn too_large() -> ReadFault {
-    ReadFault::Head(HeadFault::TooLarge)
-}
+/// A head is judged when more than this has come of it at first.
+const FIRST_BYTES: usize = 16;
 
 /// Whether an empty line stands in `bytes`, of which the first `scanned` have none.
 fn ends_head(bytes: &[u8], scanned: usize) -> bool {

@@ -14,7 +14,6 @@ use http_body::Body;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 
 use super::measure::Measure;
 use super::measure::taken;
@@ -130,18 +129,6 @@ impl Chunk {
     }
 }
 
-/// The connection and what hyper has read beyond the head of a 101.
-pub(crate) fn switched<T, B>(connection: http1::Connection<T, B>) -> (T, Chunk)
-where
-    T: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: Body<Error: Into<Box<dyn std::error::Error + Send + Sync>>> + 'static,
-{
-    let parts = connection.into_parts();
-    // SAFETY: `Buffered::into_inner` freezes the `BytesMut` that hyper has read into, a block of the heap, and is
-    // dropped with that. Values of the head are other parts of the block, split off before.
-    (parts.io, unsafe { Chunk::relayed(parts.read_buf) })
-}
-
 impl Drop for Chunk {
     fn drop(&mut self) {
         let Self { address, len, .. } = *self;
@@ -198,9 +185,9 @@ impl Body for WipedIncoming {
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
                 frame.map_data(|bytes| {
-                    // SAFETY: `Incoming` hands out each region once. h1 (`Buffered::read_mem`)
-                    // and h2 (`FramedRead`, `frame::Data`) split it off a heap-allocated
-                    // `BytesMut`, freeze it and keep no other view; neither makes static bytes.
+                    // SAFETY: `Incoming` of an h2 stream hands out each region once. h2 (`FramedRead`, `frame::Data`)
+                    // splits it off a heap-allocated `BytesMut`, freezes it and keeps no other view; it makes no static
+                    // bytes.
                     unsafe { Chunk::relayed(bytes) }
                 })
             })

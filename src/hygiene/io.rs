@@ -22,7 +22,6 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
-use super::head::HeadMark;
 use super::measure::Measure;
 use super::measure::taken;
 use super::turnover::Turnover;
@@ -151,8 +150,6 @@ pub(crate) struct HyperIo<T, R = ()> {
     /// Whether what was written is cleared where it stands; only for h2, whose buffers are all on
     /// the heap. h1's are not: the ends of chunks are constants.
     clear_written: bool,
-    /// For h1: whether the next write begins with a head, which is cleared in hyper's buffer.
-    head: HeadMark,
     /// Only for h2: when its read buffer has to be left because of what h2 has thrown away in it.
     turnover: Option<Turnover>,
 }
@@ -165,25 +162,7 @@ impl<T> HyperIo<T> {
 
     /// The same with reads of at most `read_bytes_max`.
     pub(crate) fn reading(transport: T, read_bytes_max: usize) -> Self {
-        Self {
-            transport,
-            rewrite: (),
-            read_bytes_max,
-            spare: Spare::default(),
-            clear_written: false,
-            head: HeadMark::default(),
-            turnover: None,
-        }
-    }
-
-    /// The same for an h1 connection whose heads are announced by `head`.
-    pub(crate) fn announced_by(self, head: HeadMark) -> Self {
-        Self { head, ..self }
-    }
-
-    /// The transport, after an upgrade.
-    pub(crate) fn into_inner(self) -> T {
-        self.transport
+        Self { transport, rewrite: (), read_bytes_max, spare: Spare::default(), clear_written: false, turnover: None }
     }
 }
 
@@ -196,7 +175,6 @@ impl<T, R: Rewrite> HyperIo<T, R> {
             read_bytes_max,
             spare: Spare::default(),
             clear_written: true,
-            head: HeadMark::default(),
             turnover: Some(Turnover::default()),
         }
     }
@@ -383,43 +361,19 @@ impl<T: AsyncWrite + Unpin, R: Rewrite + Unpin> hyper::rt::Write for HyperIo<T, 
             }
             return Poll::Ready(Ok(written));
         }
-        let written = ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, slices))?;
-        if self.head.is_announced() {
-            self.clear_head(slices, written);
-        }
-        Poll::Ready(Ok(written))
-    }
-}
-
-/// Shorter than any head, longer than any constant that hyper's h1 writes (the ends of chunks).
-const HEAD_BYTES_MIN: usize = 16;
-
-impl<T, R> HyperIo<T, R> {
-    /// Clears what an h1 write has taken of the head that it began with. hyper keeps a head in a
-    /// `Vec` of its own, the first slice of the write, and the next one overwrites it.
-    fn clear_head(&self, slices: &[io::IoSlice<'_>], written: usize) {
-        let Some(first) = slices.first() else { return };
-        if self.head.begins(first.len() >= HEAD_BYTES_MIN) {
-            if written >= first.len() {
-                self.head.is_out();
-            }
-            if taken(Measure::Heads) {
-                clear_written(std::slice::from_ref(first), written);
-            }
-        }
+        Pin::new(&mut self.transport).poll_write_vectored(cx, slices)
     }
 }
 
 /// Clears the first `written` bytes of `slices` where they stand.
 ///
-/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface),
-/// and for the first slice of an h1 write that begins with a head.
+/// Only for the vectored writes of hyper's h2 connections (plain writes carry the constant preface).
 /// h2 hands in its encoder's buffer and the payloads queued behind it, and moves past `written`
 /// bytes next without looking at them again.
 fn clear_written(slices: &[io::IoSlice<'_>], mut written: usize) {
     for slice in slices {
         let len = slice.len().min(written);
-        // SAFETY: the slices are hyper's `Vec` of an h1 head, the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
+        // SAFETY: the slices are the encoder's `BytesMut`, [`super::Chunk`]s split off a `BytesMut`,
         // or texts of ours made of a `String`: blocks of the global allocator, which exposes their
         // provenance, each with one owner, which is blocked in this very call and will drop or
         // overwrite these bytes without reading them. The references in `slices` are not read again

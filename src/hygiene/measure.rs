@@ -23,14 +23,11 @@ pub enum Measure {
     WrittenFrames,
     /// The stack is cleared after each TLS call and when a worker parks.
     Stack,
-    /// A head's values are cleared where they arrived, and the written head where it stood.
-    Heads,
 }
 
 impl Measure {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::FreedBlocks, Self::Chunks, Self::SpareRoom, Self::WrittenFrames, Self::Stack, Self::Heads];
+    pub const ALL: [Self; 5] = [Self::FreedBlocks, Self::Chunks, Self::SpareRoom, Self::WrittenFrames, Self::Stack];
 
     /// Its name, in reports and in `NULLHOP_SKIP_MEASURES`.
     pub fn name(self) -> &'static str {
@@ -40,7 +37,6 @@ impl Measure {
             Self::SpareRoom => "spare_room",
             Self::WrittenFrames => "written_frames",
             Self::Stack => "stack",
-            Self::Heads => "heads",
         }
     }
 }

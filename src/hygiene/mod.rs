@@ -6,7 +6,6 @@ mod capabilities;
 pub(crate) mod chunk;
 pub(crate) mod crypto_heap;
 pub(crate) mod environment;
-pub(crate) mod head;
 pub mod heap;
 pub(crate) mod io;
 mod landlock;
@@ -24,7 +23,6 @@ pub(crate) mod wipe;
 pub use alloc::WipingAllocator;
 pub use chunk::Chunk;
 pub(crate) use chunk::WipedIncoming;
-pub(crate) use chunk::switched;
 pub use memory::MemoryLock;
 pub use secret::Secret;
 

@@ -510,16 +510,16 @@ mod tests {
         let held = Held(dropped.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let status = runtime.block_on(or_if_it_panics(
-            async move {
+            Box::pin(async move {
                 let _held = held;
                 tokio::task::yield_now().await;
                 panic!("words of somebody");
-            },
+            }),
             || answer::internal().status(),
         ));
         assert_eq!(status, 500);
         assert_eq!(dropped.get(), 1);
-        assert_eq!(runtime.block_on(or_if_it_panics(async { 1 }, || 2)), 1);
+        assert_eq!(runtime.block_on(or_if_it_panics(Box::pin(async { 1 }), || 2)), 1);
     }
 
     #[test]
@@ -529,11 +529,11 @@ mod tests {
         let tally = Tally::open(Arc::new(metrics.bind(&names)), None, Instant::now());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(or_if_it_panics(
-            async move {
+            Box::pin(async move {
                 let _tally = tally;
                 tokio::task::yield_now().await;
                 panic!("words of somebody");
-            },
+            }),
             || (),
         ));
         let page = metrics.render();
