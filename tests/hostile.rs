@@ -168,7 +168,7 @@ async fn listen(stream: &mut Tls, patience: Duration) -> (Vec<u8>, bool) {
 /// The status codes of h1 answers in the order of their arrival.
 fn statuses(answer: &[u8]) -> Vec<u16> {
     let text = String::from_utf8_lossy(answer);
-    text.split("HTTP/1.1 ").skip(1).map(|rest| rest[..3].parse().expect("status")).collect()
+    text.split("HTTP/1.").skip(1).map(|rest| rest[2..5].parse().expect("status")).collect()
 }
 
 /// The JSON of a single h1 answer.

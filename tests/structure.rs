@@ -5,7 +5,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 29] = [
+const FLOORS: [&str; 31] = [
     "hygiene",
     "keys",
     "limits",
@@ -24,6 +24,8 @@ const FLOORS: [&str; 29] = [
     "cli",
     "tls",
     "socket",
+    "h1",
+    "incoming",
     "upstream",
     "admission",
     "route",
