@@ -19,6 +19,7 @@ use super::usage::UsageSource;
 use crate::admission::Charged;
 use crate::admission::Permit;
 use crate::admission::Used;
+use crate::hygiene::stack::scrub_look;
 use crate::meter::End;
 use crate::meter::Report;
 use crate::meter::Usage;
@@ -222,6 +223,7 @@ impl Tally {
     /// A chunk of the answer passes.
     pub(super) fn passed(&mut self, bytes: &[u8], now: Instant) {
         let output_began = self.look.as_mut().is_some_and(|look| look.see(bytes));
+        scrub_look();
         self.name_model();
         if self.left.is_some() {
             self.last_byte = now;
