@@ -262,7 +262,8 @@ async fn welcome(
             let _handshake = Counted::new(&handshakes);
             let started = Instant::now();
             let (socket, watch) = Socket::new(stream);
-            match tls::handshake::accept(tls, socket, limits.handshake_timeout).await {
+            // On the heap, and gone when it is over: the connection lives on.
+            match Box::pin(tls::handshake::accept(tls, socket, limits.handshake_timeout)).await {
                 Ok((stream, negotiated)) => {
                     metrics.handshakes(HandshakeResult::Ok).inc();
                     metrics.handshake_seconds.observe(started.elapsed());
@@ -284,7 +285,7 @@ async fn welcome(
     };
     let hold: Rc<dyn Any> = Rc::new((place, GaugeGuard::new(metrics.open(protocol))));
     let slow_head = metrics.refused(RefusedReason::SlowHead).clone();
-    server.serve(Accepted { transport, watch, client: address, protocol, slow_head, hold }).await;
+    Box::pin(server.serve(Accepted { transport, watch, client: address, protocol, slow_head, hold })).await;
 }
 
 /// Socket options of a client connection.

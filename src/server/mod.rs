@@ -170,7 +170,8 @@ impl Server {
                     self.clone().respond(connection.clone(), request, framed, StallMark::default())
                 };
                 let client = h1::Client::new(transport, &limits);
-                guards.run(client.serve(service), |_| client.close()).await;
+                let serving = std::pin::pin!(client.serve(service));
+                guards.run(serving, |_| client.close()).await;
             }
             Protocol::H2 => {
                 let list_bytes_max = 2 * H2_HEAD_SLACK * limits.head_bytes;
@@ -203,7 +204,9 @@ impl Server {
                     .initial_connection_window_size(H2_CONNECTION_WINDOW)
                     .enable_connect_protocol()
                     .serve_connection(io, service);
-                guards.run(hyper, |hyper| hyper.graceful_shutdown()).await;
+                // On the heap: it is large, and h1 connections need not have room for it.
+                let mut hyper = Box::pin(hyper);
+                guards.run(hyper.as_mut(), |hyper| hyper.graceful_shutdown()).await;
             }
         }
     }
@@ -325,7 +328,7 @@ impl Server {
                 write_stall: connection.write_stall(),
                 hold: connection.hold.clone(),
             };
-            let answered = relay::upgrade(request, way, peer).await;
+            let answered = Box::pin(relay::upgrade(request, way, peer)).await;
             if extended && answered.as_ref().is_ok_and(|answer| answer.status().is_success()) {
                 // hyper spawns the tunnel's sending half in this same poll.
                 connection.announce_tunnel(cut);
@@ -362,7 +365,7 @@ async fn or_if_it_panics<T>(future: Pin<Box<impl Future<Output = T>>>, instead: 
     .await
 }
 
-/// Runs hyper's connection with the guards beside it.
+/// Runs a connection with the guards beside it.
 struct Guards {
     connection: Rc<Connection>,
     handles: Arc<Handles>,
@@ -371,8 +374,7 @@ struct Guards {
 }
 
 impl Guards {
-    async fn run<C: Future<Output: Into<Ended>>>(self, hyper: C, go_away: impl Fn(Pin<&mut C>)) {
-        let mut hyper = std::pin::pin!(hyper);
+    async fn run<C: Future<Output: Into<Ended>>>(self, mut serving: Pin<&mut C>, go_away: impl Fn(Pin<&mut C>)) {
         let connection = &self.connection;
         let mut alarm = std::pin::pin!(tokio::time::sleep(connection.tick()));
         let mut drain = self.drain.clone();
@@ -382,15 +384,15 @@ impl Guards {
         let mut told = false;
         let mut was_fast = false;
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(ended) = hyper.as_mut().poll(cx) {
+            if let Poll::Ready(ended) = serving.as_mut().poll(cx) {
                 self.ended(ended.into());
                 return Poll::Ready(());
             }
             if !told && closing.as_mut().poll(cx).is_ready() {
                 told = true;
                 connection.close();
-                go_away(hyper.as_mut());
-                if hyper.as_mut().poll(cx).is_ready() {
+                go_away(serving.as_mut());
+                if serving.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(());
                 }
             }
@@ -416,9 +418,9 @@ impl Guards {
                             self.handles.guard(guard).inc();
                         }
                         told = true;
-                        go_away(hyper.as_mut());
+                        go_away(serving.as_mut());
                         alarm.as_mut().reset(tokio::time::Instant::now() + connection.tick());
-                        if hyper.as_mut().poll(cx).is_ready() {
+                        if serving.as_mut().poll(cx).is_ready() {
                             return Poll::Ready(());
                         }
                     }

@@ -175,7 +175,8 @@ impl Endpoint {
                 continue;
             }
             let _connecting = Count::new(self, |endpoint| &endpoint.connecting);
-            let line = self.connect(true).await;
+            // On the heap: few requests connect, and a handshake is large.
+            let line = Box::pin(self.connect(true)).await;
             // Those who waited look again, also when it failed.
             self.changed.notify_waiters();
             if let Some(line) = line? {
@@ -213,7 +214,7 @@ impl Endpoint {
     /// # Errors
     /// When none can be had within the connect timeout.
     pub(super) async fn upgrade_line(self: &Rc<Self>) -> Result<Box<H1Line>, SendFault> {
-        match tokio::time::timeout(self.connect_timeout, self.connect(false)).await {
+        match tokio::time::timeout(self.connect_timeout, Box::pin(self.connect(false))).await {
             Ok(Ok(Some(Line::H1(line, _)))) => Ok(line),
             Ok(Ok(_)) => Err(SendFault::Connect),
             Ok(Err(fault)) => Err(fault),
