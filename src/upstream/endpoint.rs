@@ -200,7 +200,7 @@ impl Endpoint {
         // The youngest is the likeliest to be alive.
         while let Some(place) = idle.iter().rposition(|(owner, _)| *owner == tenant) {
             let (_, mut line) = idle.remove(place)?;
-            if !line.quiet() || !line.reusable() {
+            if !line.still_quiet() || !line.reusable() {
                 self.handles.guard(Guard::UpstreamLateBytes).inc();
                 continue;
             }

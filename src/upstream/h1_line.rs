@@ -301,6 +301,17 @@ impl H1Line {
         self.watch.quiet()
     }
 
+    /// The same for a line that is about to be used. What came before the request did is known from the same look at all
+    /// sockets that has brought the request, so this asks nobody; it reads what is there, and takes TLS's own messages in.
+    pub(super) fn still_quiet(&mut self) -> bool {
+        if !tokio::task::coop::has_budget_remaining() {
+            // Nothing would be read.
+            return self.quiet();
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.wire.unread() == 0 && self.wire.poll_more(&mut cx).is_pending()
+    }
+
     /// The connection without HTTP, after a 101.
     pub(super) fn into_switched(mut self) -> Switched {
         self.busy.busy = false;
