@@ -35,6 +35,7 @@ use rustix::process::Resource;
 use rustix::process::Rlimit;
 
 use super::magazine;
+use super::magazine::Grade;
 use super::magazine::Magazine;
 use super::segments;
 use super::segments::Backing;
@@ -193,7 +194,7 @@ pub(super) unsafe fn keep(block: *mut u8, layout: Layout) -> bool {
 /// Whether a block of [`Heap::alloc`] for one of the layouts is good for the other as well.
 #[inline]
 pub(super) fn alike(one: Layout, other: Layout) -> bool {
-    magazine::holds(one).is_some_and(|holds| magazine::holds(other) == Some(holds))
+    Grade::of(one).is_some_and(|grade| Grade::of(other) == Some(grade))
 }
 
 thread_local! {
@@ -302,14 +303,15 @@ impl Heap {
             return null_mut();
         }
         let room = &self.rooms[2 * ARENA.get() + usize::from(layout.size() >= BUFFER_MIN)];
-        let holds = magazine::holds(layout);
-        // SAFETY: the alignment is a `Layout`'s, and so is the size, or a few bytes more.
-        let block = unsafe { room.lock().malloc(holds.unwrap_or(layout.size()), layout.align()) };
+        let grade = Grade::of(layout);
+        let (size, align) = grade.map_or((layout.size(), layout.align()), |grade| (grade.size(), grade.align()));
+        // SAFETY: a `Layout`'s size and alignment, or a little more.
+        let block = unsafe { room.lock().malloc(size, align) };
         if block.is_null() {
             self.overflowed.store(true, Relaxed);
-        } else if let Some(holds) = holds {
-            // SAFETY: the block is new and holds as much.
-            unsafe { magazine::clear_end(block, holds) }
+        } else if let Some(grade) = grade {
+            // SAFETY: the block is new, and of this grade.
+            unsafe { magazine::clear_end(block, grade) }
         }
         block
     }
@@ -439,10 +441,10 @@ mod tests {
                 return unsafe { self.heap.get(layout) };
             }
             self.kept.set(self.kept.get() + 1);
-            let holds = magazine::holds(layout).expect("a size that is kept");
-            assert!(holds >= layout.size());
-            // SAFETY: the block is nobody else's and holds as much.
-            let bytes = unsafe { std::slice::from_raw_parts(block, holds) };
+            let grade = Grade::of(layout).expect("a layout that is kept");
+            assert!(grade.size() >= layout.size() && grade.align() >= layout.align());
+            // SAFETY: the block is nobody else's and of this grade.
+            let bytes = unsafe { std::slice::from_raw_parts(block, grade.size()) };
             assert!(bytes[magazine::LINK_BYTES..].iter().all(|byte| *byte == 0), "what is kept is not clear");
             block
         }
@@ -591,11 +593,12 @@ mod tests {
             live.into_iter().for_each(|live| live.free(&desk));
             addresses
         };
-        for (size, kept) in [(1, 32), (24, 32), (100, 32), (1_000, 4), (2_040, 2), (2_041, 4), (40_000, 3), (41_000, 0)]
+        for (size, kept) in
+            [(1, 128), (24, 128), (100, 78), (1_000, 8), (2_040, 4), (2_041, 16), (40_000, 6), (41_000, 0)]
         {
-            let first = addresses(size, 40);
+            let first = addresses(size, 150);
             let before = desk.kept.get();
-            let second = addresses(size, 40);
+            let second = addresses(size, 150);
             assert_eq!(desk.kept.get() - before, kept, "{size} bytes");
             assert!(second[..kept].iter().all(|block| first.contains(block)));
             // Alike sizes share what is kept, others do not.
@@ -613,10 +616,14 @@ mod tests {
         let foreign = Live::new(heap, layout(100, 8), 1);
         enter_worker(4);
         foreign.free(&desk);
-        Live::new(&desk, layout(128, 64), 2).free(&desk);
         Live::new(&desk, layout(100, 8), 3).free(&desk);
-        Live::new(&desk, layout(128, 64), 2).free(&desk);
+        Live::new(&desk, layout(128, 256), 2).free(&desk);
+        Live::new(&desk, layout(128, 256), 2).free(&desk);
         assert_eq!(desk.kept.get(), before);
+        Live::new(&desk, layout(128, 64), 4).free(&desk);
+        Live::new(&desk, layout(128, 128), 5).free(&desk);
+        assert_eq!(desk.kept.get(), before + 1);
+        let before = before + 1;
         // Whoever keeps nothing any more gives all back at once.
         heap.empty(&desk.magazine, 1);
         desk.magazine.close();

@@ -3,8 +3,8 @@
 //!
 //! A kept block is clear but for its first word, which links it to the next. It is still an allocated
 //! block to the heap behind it, so its segment cannot go back to the system: what is kept is bounded
-//! (half a mebibyte of small blocks and 160 KiB of buffers, if a worker used every size there is) and
-//! goes back about once a second, with [`Magazine::empty`].
+//! (a mebibyte of small blocks, if a worker used every size there is, and 256 KiB of buffers) and goes
+//! back about once a second, with [`Magazine::empty`].
 
 #![expect(unsafe_code, reason = "part of an allocator: lists in blocks that are free")]
 
@@ -24,23 +24,25 @@ const STEP: usize = 16;
 /// Alignment that every block has.
 const ALIGN: usize = 16;
 
+/// Alignment of the others that are kept: two cache lines, as tokio has its tasks and sockets.
+const ALIGN_WIDE: usize = 128;
+
 /// Sizes of small blocks: up to 2,040 bytes.
 const SIZES: usize = 127;
 
 /// Kept of one size: as many as are in [`SHELF_BYTES`], but some and not many.
-const SHELF_BYTES: usize = 4 << 10;
-const SHELF_MIN: usize = 2;
-const SHELF_MAX: usize = 32;
+const SHELF_BYTES: usize = 8 << 10;
+const SHELF_MAX: usize = 128;
 
 /// Sizes of buffers that are kept at the same time: those that were freed first after the last time
 /// that the magazine was emptied.
-const RACKS: usize = 8;
+const RACKS: usize = 16;
 /// Buffers kept of one size.
-const RACK_MAX: usize = 4;
+const RACK_MAX: usize = 16;
 /// A larger buffer is not kept: a record's, with room for its head and an allocation's own overhead, is.
 const BUFFER_MAX: usize = 40 << 10;
 /// All buffers together.
-const BUFFERS_MAX: usize = 160 << 10;
+const BUFFERS_MAX: usize = 256 << 10;
 
 /// Stands at the start of a kept block.
 struct Link {
@@ -53,10 +55,10 @@ struct Shelf {
     room: Cell<usize>,
 }
 
-/// Buffers of one size.
+/// Buffers, or blocks with a wide alignment.
 struct Rack {
-    /// 0: of none yet.
-    size: Cell<usize>,
+    /// Of which kind: see [`Grade`]. Its size is 0 as long as it is of none.
+    grade: Cell<Grade>,
     shelf: Shelf,
 }
 
@@ -72,11 +74,32 @@ pub(super) struct Magazine {
     emptied: Cell<u32>,
 }
 
-/// How much a block for `layout` must hold so that it may be kept later; `None`: it is none of those
-/// that are kept. Nothing is wasted by it: `dlmalloc` rounds in the same way.
-#[inline]
-pub(super) fn holds(layout: Layout) -> Option<usize> {
-    (layout.size() <= BUFFER_MAX && layout.align() <= ALIGN).then(|| LEAST + step(layout.size()) * STEP)
+/// What blocks that are kept have in common: one that was made for one layout of a grade is good for
+/// all others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grade {
+    size: usize,
+    wide: bool,
+}
+
+impl Grade {
+    /// `None`: blocks for `layout` are not kept. Nothing is wasted by a grade's size, because `dlmalloc`
+    /// rounds in the same way.
+    #[inline]
+    pub(super) fn of(layout: Layout) -> Option<Self> {
+        (layout.size() <= BUFFER_MAX && layout.align() <= ALIGN_WIDE)
+            .then(|| Self { size: LEAST + step(layout.size()) * STEP, wide: layout.align() > ALIGN })
+    }
+
+    /// How large the heap must make a block.
+    pub(super) fn size(self) -> usize {
+        self.size
+    }
+
+    /// How the heap must align a block.
+    pub(super) fn align(self) -> usize {
+        if self.wide { ALIGN_WIDE } else { ALIGN }
+    }
 }
 
 #[inline]
@@ -84,15 +107,15 @@ fn step(size: usize) -> usize {
     (size.max(LEAST) - LEAST).div_ceil(STEP)
 }
 
-/// Clears the end of a new block of `holds` bytes, beyond what its owner may write. What is kept is
+/// Clears the end of a new block, beyond what its owner may write. What is kept is
 /// clear to its end, because an owner clears what it owned and the rest has been clear from here on.
 ///
 /// # Safety
-/// The block is the caller's, who needs nothing of what stands in it.
+/// The block is of the grade, and the caller's, who needs nothing of what stands in it.
 #[inline]
-pub(super) unsafe fn clear_end(block: *mut u8, holds: usize) {
-    // SAFETY: a block holds `LEAST` bytes at least.
-    unsafe { block.add(holds - LEAST).cast::<[u64; 3]>().write_unaligned([0; 3]) }
+pub(super) unsafe fn clear_end(block: *mut u8, grade: Grade) {
+    // SAFETY: a block has `LEAST` bytes at least.
+    unsafe { block.add(grade.size - LEAST).cast::<[u64; 3]>().write_unaligned([0; 3]) }
 }
 
 impl Shelf {
@@ -125,12 +148,14 @@ impl Shelf {
     }
 }
 
+const NO_GRADE: Grade = Grade { size: 0, wide: false };
+
 impl Magazine {
     pub(super) const fn new() -> Self {
         Self {
             arena: Cell::new(0),
             shelves: [const { Shelf::new() }; SIZES],
-            racks: [const { Rack { size: Cell::new(0), shelf: Shelf::new() } }; RACKS],
+            racks: [const { Rack { grade: Cell::new(NO_GRADE), shelf: Shelf::new() } }; RACKS],
             buffers_room: Cell::new(0),
             emptied: Cell::new(0),
         }
@@ -140,7 +165,7 @@ impl Magazine {
     pub(super) fn open(&self, arena: usize) {
         self.arena.set(arena);
         for (step, shelf) in self.shelves.iter().enumerate() {
-            shelf.room.set((SHELF_BYTES / (LEAST + step * STEP)).clamp(SHELF_MIN, SHELF_MAX));
+            shelf.room.set((SHELF_BYTES / (LEAST + step * STEP)).min(SHELF_MAX));
         }
         for rack in &self.racks {
             rack.shelf.room.set(RACK_MAX);
@@ -148,26 +173,23 @@ impl Magazine {
         self.buffers_room.set(BUFFERS_MAX);
     }
 
-    /// A block for `layout` that holds what [`holds`] says and is clear after its first
-    /// [`LINK_BYTES`] (if the measure `FreedBlocks` is taken); null: none is at hand.
+    /// A block of the grade of `layout` that is clear after its first [`LINK_BYTES`] (if the measure
+    /// `FreedBlocks` is taken); null: none is at hand.
     #[inline]
     pub(super) fn take(&self, layout: Layout) -> *mut u8 {
-        if layout.align() > ALIGN {
-            return null_mut();
-        }
         match self.shelves.get(step(layout.size())) {
-            Some(shelf) => shelf.take(),
-            None => self.take_buffer(layout.size()),
+            Some(shelf) if layout.align() <= ALIGN => shelf.take(),
+            _ => self.take_other(layout),
         }
     }
 
     #[inline(never)]
-    fn take_buffer(&self, size: usize) -> *mut u8 {
-        let size = LEAST + step(size) * STEP;
-        let Some(rack) = self.racks.iter().find(|rack| rack.size.get() == size) else { return null_mut() };
+    fn take_other(&self, layout: Layout) -> *mut u8 {
+        let Some(grade) = Grade::of(layout) else { return null_mut() };
+        let Some(rack) = self.racks.iter().find(|rack| rack.grade.get() == grade) else { return null_mut() };
         let block = rack.shelf.take();
         if !block.is_null() {
-            self.buffers_room.set(self.buffers_room.get() + size);
+            self.buffers_room.set(self.buffers_room.get() + grade.size);
         }
         block
     }
@@ -175,18 +197,19 @@ impl Magazine {
     /// Keeps a block. `false`: it is left alone.
     ///
     /// # Safety
-    /// The block was made for `layout`, which has a size above zero, is cleared, and is free from now on. If it is
-    /// from a room of this magazine's arena, it holds what [`holds`] says, and [`clear_end`] has seen it.
+    /// The block was made for `layout`, which has a size above zero, is cleared, and is free from now
+    /// on. If it is from a room of this magazine's arena and `layout` has a grade, it is of that grade,
+    /// and [`clear_end`] has seen it.
     #[inline]
     pub(super) unsafe fn put(&self, block: *mut u8, layout: Layout) -> bool {
-        if block.addr().wrapping_sub(self.arena.get()) >= 2 * ROOM_BYTES || layout.align() > ALIGN {
+        if block.addr().wrapping_sub(self.arena.get()) >= 2 * ROOM_BYTES {
             return false;
         }
         // SAFETY: the caller's promise.
         unsafe {
             match self.shelves.get(step(layout.size())) {
-                Some(shelf) => shelf.put(block),
-                None => self.put_buffer(block, layout.size()),
+                Some(shelf) if layout.align() <= ALIGN => shelf.put(block),
+                _ => self.put_other(block, layout),
             }
         }
     }
@@ -194,14 +217,12 @@ impl Magazine {
     /// # Safety
     /// As for [`Magazine::put`].
     #[inline(never)]
-    unsafe fn put_buffer(&self, block: *mut u8, size: usize) -> bool {
-        let size = LEAST + step(size) * STEP;
-        let Some(room) = self.buffers_room.get().checked_sub(size) else { return false };
-        if size > BUFFER_MAX {
-            return false;
-        }
-        let Some(rack) = self.racks.iter().find(|rack| [size, 0].contains(&rack.size.get())) else { return false };
-        rack.size.set(size);
+    unsafe fn put_other(&self, block: *mut u8, layout: Layout) -> bool {
+        let Some(grade) = Grade::of(layout) else { return false };
+        let Some(room) = self.buffers_room.get().checked_sub(grade.size) else { return false };
+        let fitting = |rack: &&Rack| [grade, NO_GRADE].contains(&rack.grade.get());
+        let Some(rack) = self.racks.iter().find(fitting) else { return false };
+        rack.grade.set(grade);
         // SAFETY: the caller's promise.
         let kept = unsafe { rack.shelf.put(block) };
         if kept {
@@ -227,7 +248,7 @@ impl Magazine {
         self.shelves.iter().for_each(&mut drain);
         for rack in &self.racks {
             drain(&rack.shelf);
-            rack.size.set(0);
+            rack.grade.set(NO_GRADE);
         }
         if self.arena.get() != 0 {
             self.buffers_room.set(BUFFERS_MAX);
