@@ -448,6 +448,7 @@ pub(crate) fn start(
             .spawn(move || {
                 heap::enter_worker(number);
                 worker(update, inbox, watcher, places);
+                heap::leave_worker();
             })
             .map_err(|error| StartFault::Runtime(error.kind()))?;
         workers.push(WorkerHandle { updates, thread });
@@ -1083,7 +1084,10 @@ fn left(not_after: Option<u64>) -> Duration {
 fn worker(first: Update, mut inbox: mpsc::Receiver<Message>, drain: DrainWatcher, places: Arc<Places>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .on_thread_park(hygiene::stack::scrub_turn)
+        .on_thread_park(|| {
+            hygiene::stack::scrub_turn();
+            heap::settle();
+        })
         .build_local(tokio::runtime::LocalOptions::default());
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async move {

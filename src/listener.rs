@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
 use socket2::Domain;
 use socket2::Socket as RawSocket;
 use socket2::Type;
@@ -173,6 +175,7 @@ pub(crate) async fn accept(
     let mut waiting = drain.clone();
     let mut closing = std::pin::pin!(waiting.reached(Phase::Closing));
     let mut round = 0;
+    let mut heirs = Heirs { write_stall: None, all: false };
     loop {
         let accepted = tokio::select! {
             biased;
@@ -182,6 +185,7 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 let plan = plan.borrow().clone();
+                heirs.prepare(&socket, &stream, plan.limits.write_stall);
                 tokio::task::spawn_local(welcome(
                     stream,
                     peer,
@@ -248,11 +252,9 @@ async fn welcome(
         Ok(place) => place,
         Err(guard) => return refuse(Some(guard), RefusedReason::Limit),
     };
-    prepare(&stream, limits);
-
     let (transport, watch, protocol) = match &plan.tls {
         None => {
-            let (socket, watch) = Socket::new(stream);
+            let (socket, watch) = Socket::accepted(stream);
             (Transport::Plain(socket), watch, Protocol::H1)
         }
         Some(tls) => {
@@ -261,7 +263,7 @@ async fn welcome(
             }
             let _handshake = Counted::new(&handshakes);
             let started = Instant::now();
-            let (socket, watch) = Socket::new(stream);
+            let (socket, watch) = Socket::accepted(stream);
             // On the heap, and gone when it is over: the connection lives on.
             match Box::pin(tls::handshake::accept(tls, socket, limits.handshake_timeout)).await {
                 Ok((stream, negotiated)) => {
@@ -288,16 +290,46 @@ async fn welcome(
     Box::pin(server.serve(Accepted { transport, watch, client: address, protocol, slow_head, hold })).await;
 }
 
+/// Which connections have their options from the listening socket. On Linux they inherit those that it has when their
+/// own handshake ends (tcp_create_openreq_child), which saves each of them six system calls; but one that is in the queue
+/// already does not see what is set now.
+struct Heirs {
+    /// What the listening socket was prepared for.
+    write_stall: Option<Duration>,
+    /// Whatever is accepted from now on has inherited that.
+    all: bool,
+}
+
+impl Heirs {
+    fn prepare(&mut self, listener: &TcpListener, stream: &TcpStream, write_stall: Duration) {
+        if self.write_stall != Some(write_stall) {
+            prepare(&socket2::SockRef::from(listener), write_stall);
+            *self = Self { write_stall: Some(write_stall), all: false };
+        }
+        if !self.all {
+            prepare(&socket2::SockRef::from(stream), write_stall);
+            self.all = nobody_waits(listener);
+        }
+    }
+}
+
 /// Socket options of a client connection.
-fn prepare(stream: &TcpStream, limits: &Limits) {
-    let _ = stream.set_nodelay(true);
-    let socket = socket2::SockRef::from(stream);
+fn prepare(socket: &RawSocket, write_stall: Duration) {
+    let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(
         &socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)),
     );
     // A peer that acknowledges nothing, or keeps its window shut, is given up by the kernel as well;
     // later than by the guard, which counts it.
-    let _ = socket.set_tcp_user_timeout(Some(limits.write_stall * 2));
+    let _ = socket.set_tcp_user_timeout(Some(write_stall * 2));
+    Socket::limit_unsent(socket);
+}
+
+/// Whether the queue of a listening socket is empty.
+fn nobody_waits(listener: &TcpListener) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut fds, Some(&zero)), Ok(0))
 }
 
 /// Counts up while it lives.
@@ -319,6 +351,36 @@ impl Drop for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn every_connection_has_its_options_whether_it_came_before_or_after_them() {
+        let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = socket.local_addr().unwrap();
+        let listener = TcpListener::from_std(socket).unwrap();
+        let connect = || std::net::TcpStream::connect(address).unwrap();
+        let mut heirs = Heirs { write_stall: None, all: false };
+        let mut clients = Vec::new();
+        for (write_stall, queued) in
+            [(Duration::from_secs(30), 3), (Duration::from_secs(40), 2), (Duration::from_secs(5), 0)]
+        {
+            clients.extend((0..queued).map(|_| connect()));
+            for number in 0..5 {
+                if number >= queued {
+                    clients.push(connect());
+                }
+                let (stream, _) = listener.accept().await.unwrap();
+                heirs.prepare(&listener, &stream, write_stall);
+                let options = socket2::SockRef::from(&stream);
+                assert!(options.tcp_nodelay().unwrap() && options.keepalive().unwrap());
+                assert_eq!(options.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+                assert_eq!(options.tcp_keepalive_interval().unwrap(), Duration::from_secs(15));
+                assert_eq!(options.tcp_user_timeout().unwrap(), Some(2 * write_stall));
+                assert_eq!(options.tcp_notsent_lowat().unwrap(), 64 << 10);
+            }
+            // The queue was seen empty, so nothing is asked of the kernel any more.
+            assert!(heirs.all);
+        }
+    }
 
     #[test]
     fn places_are_counted_by_network() {

@@ -46,12 +46,24 @@ struct Shared {
     /// A write that the peer does not want any more counts as done: what the peer said before it
     /// closed may still wait to be read.
     hear_out: AtomicBool,
+    /// What is written now are the last words, which leave with the end that follows.
+    ending: AtomicBool,
 }
 
 impl Socket {
     /// Takes over a connected stream.
     pub(crate) fn new(stream: TcpStream) -> (Self, SocketWatch) {
-        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+        Self::limit_unsent(&socket2::SockRef::from(&stream));
+        Self::accepted(stream)
+    }
+
+    /// Bounds what the kernel takes beyond what the peer lets it send; on a listening socket, for whoever it accepts.
+    pub(crate) fn limit_unsent(socket: &socket2::Socket) {
+        let _ = socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+    }
+
+    /// Takes over a stream whose options are set: those of `limit_unsent`, too.
+    pub(crate) fn accepted(stream: TcpStream) -> (Self, SocketWatch) {
         let shared = Arc::new(Shared {
             stream,
             opened: Instant::now(),
@@ -59,6 +71,7 @@ impl Socket {
             write_blocked_at: AtomicU64::new(0),
             first_read_at: AtomicU64::new(0),
             hear_out: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
         });
         (Self { shared: shared.clone() }, SocketWatch(shared))
     }
@@ -230,7 +243,12 @@ impl Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, bytes.len(), |stream| stream.try_write(bytes))
+        let ending = self.shared.ending.load(Relaxed);
+        self.poll_write_with(
+            cx,
+            bytes.len(),
+            |stream| if ending { write_last(stream, bytes) } else { stream.try_write(bytes) },
+        )
     }
 
     fn poll_write_vectored(
@@ -258,6 +276,13 @@ impl AsyncWrite for Socket {
             other => other,
         })
     }
+}
+
+/// Leaves the bytes with the kernel until the end of the connection is said, a moment later; then one packet carries
+/// both. It would send them by itself after 200 ms: `MSG_MORE` in send(2).
+fn write_last(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = rustix::net::SendFlags::MORE | rustix::net::SendFlags::NOSIGNAL;
+    stream.try_io(Interest::WRITABLE, || rustix::net::send(stream, bytes, flags).map_err(io::Error::from))
 }
 
 /// What hyper runs over: TLS on either side, or plain TCP.
@@ -323,7 +348,10 @@ impl AsyncWrite for Transport {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => {
+                stream.io().shared.ending.store(true, Relaxed);
+                Pin::new(stream).poll_shutdown(cx)
+            }
         }
     }
 }

@@ -12,7 +12,9 @@ use std::alloc::GlobalAlloc;
 use std::alloc::Layout;
 use std::alloc::System;
 
+use super::heap;
 use super::heap::HEAP;
+use super::magazine::LINK_BYTES;
 use super::measure::Measure;
 use super::measure::taken;
 use super::wipe::wipe_raw;
@@ -27,11 +29,10 @@ pub struct WipingAllocator;
 unsafe impl GlobalAlloc for WipingAllocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's layout is passed on as it is.
-        let mut block = unsafe { HEAP.alloc(layout) };
+        let mut block = heap::take_kept(layout);
         if block.is_null() {
-            // SAFETY: as above.
-            block = unsafe { system(System.alloc(layout)) };
+            // SAFETY: the caller's layout is passed on as it is.
+            block = unsafe { alloc_anew(layout) };
         }
         // `hygiene::chunk` later makes a pointer to parts of this block out of an address.
         let _ = block.expose_provenance();
@@ -40,8 +41,16 @@ unsafe impl GlobalAlloc for WipingAllocator {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as in `alloc`. What was free holds the allocator's links, so it is cleared.
+        let kept = heap::take_kept(layout);
+        // SAFETY: as in `alloc`. What was free holds the allocator's links, so it is cleared; what was kept holds one,
+        // at its start.
         let block = unsafe {
+            if !kept.is_null() {
+                let dirty = if taken(Measure::FreedBlocks) { LINK_BYTES } else { layout.size() };
+                kept.write_bytes(0, dirty.min(layout.size()));
+                let _ = kept.expose_provenance();
+                return kept;
+            }
             let block = HEAP.alloc(layout);
             if block.is_null() {
                 system(System.alloc_zeroed(layout))
@@ -61,8 +70,8 @@ unsafe impl GlobalAlloc for WipingAllocator {
             if taken(Measure::FreedBlocks) {
                 wipe_raw(block, layout.size());
             }
-            if !HEAP.dealloc(block) {
-                System.dealloc(block, layout);
+            if !heap::keep(block, layout) {
+                free(block, layout);
             }
         }
     }
@@ -71,6 +80,13 @@ unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the trait guarantees that `new_size`, rounded up to the alignment, fits in `isize`.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        if heap::alike(layout, new_layout) && HEAP.owns(old) {
+            if new_size < layout.size() && taken(Measure::FreedBlocks) {
+                // SAFETY: the caller owns these bytes and gives them up with this call.
+                unsafe { wipe_raw(old.add(new_size), layout.size() - new_size) }
+            }
+            return old;
+        }
         // SAFETY: `new_layout` has a size above zero, as the trait guarantees for `new_size`.
         let new = unsafe { self.alloc(new_layout) };
         if !new.is_null() {
@@ -81,6 +97,33 @@ unsafe impl GlobalAlloc for WipingAllocator {
             }
         }
         new
+    }
+}
+
+/// A block of the heap's or the system's, uninitialised.
+///
+/// # Safety
+/// As for [`GlobalAlloc::alloc`].
+#[inline(never)]
+unsafe fn alloc_anew(layout: Layout) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let block = HEAP.alloc(layout);
+        if block.is_null() { system(System.alloc(layout)) } else { block }
+    }
+}
+
+/// Gives a block back to whom it came from.
+///
+/// # Safety
+/// As for [`GlobalAlloc::dealloc`].
+#[inline(never)]
+unsafe fn free(block: *mut u8, layout: Layout) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if !HEAP.dealloc(block) {
+            System.dealloc(block, layout);
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub mod heap;
 pub(crate) mod io;
 mod landlock;
 pub(crate) mod lockdown;
+mod magazine;
 pub mod measure;
 pub(crate) mod memory;
 pub(crate) mod process;

@@ -7,6 +7,7 @@
 //! - [`client`] holds what the upstream pools present and trust.
 //! - `shake` drives rustls through a handshake on either side; `stream` seals and opens what comes afterwards, `record`
 //!   by record.
+//! - `schedule` derives the keys of 1.3.
 //! - [`certificate`] turns files into checked key pairs.
 //!
 //! What is held here: certificates (public), private keys (inside aws-lc, never as PEM after loading), ticket keys and
@@ -23,6 +24,7 @@ pub mod client;
 pub mod certificate;
 mod fault;
 mod record;
+mod schedule;
 mod shake;
 mod stream;
 
@@ -76,7 +78,7 @@ impl Protocol {
 /// The provider is named here and not taken from a process-wide default: no dependency can install another one first.
 /// Its key exchange list begins with X25519MLKEM768 (the feature `prefer-post-quantum`; a test holds it).
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    Arc::new(CryptoProvider { cipher_suites: schedule::suites(), ..rustls::crypto::aws_lc_rs::default_provider() })
 }
 
 static TLS13_ALONE: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];

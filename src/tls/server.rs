@@ -430,8 +430,10 @@ fn build(
     match &loaded.client_auth {
         None => {
             config.ticketer = keys.0.clone();
-            // Each 1.3 ticket serves once; two let a client open a second connection beside the first.
-            config.send_tls13_tickets = 2;
+            // Each 1.3 ticket serves once, and each connection brings one, whether it was resumed or not: a client never
+            // has fewer than it has had connections. Making a second one would cost every handshake what few of them
+            // give back.
+            config.send_tls13_tickets = 1;
         }
         // A ticket would carry a client's certificate past its expiry and its revocation, and a ticket from a listener
         // that asks for none would open this one: rustls checks neither. Such clients are few and stay connected, so

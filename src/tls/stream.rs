@@ -196,6 +196,11 @@ impl<IO> TlsStream<IO> {
         })
     }
 
+    /// What it runs over.
+    pub(crate) fn io(&self) -> &IO {
+        &self.io
+    }
+
     /// Bytes of buffers in use.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
