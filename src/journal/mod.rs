@@ -7,6 +7,8 @@
 //! Each process writes files of its own ([`file`]), so that two of them can share a folder while one takes over from the
 //! other.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod event;
 mod file;
 mod read;

@@ -1,6 +1,8 @@
 //! What a request may ask of a provider: rules by path and by field, and the edits that they need, in one pass over the
 //! body. The table is `docs/retention.md`; what is edited and why so, `docs/decisions/0012-what-is-refused.md`.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod fields;
 mod form;
 mod json;
