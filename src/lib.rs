@@ -132,7 +132,9 @@ pub mod bench {
     /// Blocks come from locked memory from now on, by the code that serves secret memory as well. `false`: there is none.
     pub fn open_heap() -> bool {
         use crate::hygiene::heap;
-        heap::choose(heap::Wanted::Locked).is_ok()
+        static OPEN: std::sync::LazyLock<bool> =
+            std::sync::LazyLock::new(|| heap::choose(heap::Wanted::Locked).is_ok());
+        *OPEN
     }
 }
 

@@ -88,7 +88,7 @@ impl Bench {
                     budgets = [\"1G tokens/day\", \"1000000 usd/month\"]\n\
                     [[price]]\nmodels = [\"gpt-5*\"]\ninput = \"1.25\"\noutput = \"10\"\n\
                     [journal]\nenabled = false\n\
-                    [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nplan = \"plan\"\n\
+                    [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nbare = true\nplan = \"plan\"\n\
                     [[upstream.key]]\nsecret = { file = \"provider.key\" }\n";
         let Ok(loaded) = Config::from_toml(text, folder, "bench") else { panic!("the configuration is right") };
         let config = loaded.config;
