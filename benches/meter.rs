@@ -153,7 +153,7 @@ fn best<const N: usize>(rounds: &mut [&mut dyn FnMut(); N]) -> [Duration; N] {
 }
 
 /// The works, as they are counted.
-fn counted_works() -> Vec<counted::Work> {
+fn as_counted() -> Vec<counted::Work> {
     let counted = works().into_iter().map(|work| counted::Work {
         name: work.name,
         calls: 1,
@@ -163,7 +163,7 @@ fn counted_works() -> Vec<counted::Work> {
 }
 
 fn main() {
-    let counted = counted::Counted { record: "meter.instructions", works: counted_works, blocks: None };
+    let counted = counted::Counted { record: "meter.instructions", works: as_counted, blocks: None };
     if !counted.run() {
         speeds();
     }

@@ -84,7 +84,11 @@ impl Counted {
         let program = std::env::current_exe().expect("this program");
         let counted = (self.works)().into_iter().enumerate().map(|(at, work)| {
             let out = Command::new("valgrind")
-                .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_work*"])
+                .args([
+                    "--tool=callgrind",
+                    "--callgrind-out-file=/dev/null",
+                    "--toggle-collect=*::counted::counted_work",
+                ])
                 .arg(&program)
                 .args(["--work", &at.to_string()])
                 .output()

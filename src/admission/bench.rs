@@ -185,6 +185,13 @@ impl Admitted {
     /// Writes down what was used.
     pub fn settle(&self) {
         let tokens = Charged { uncached: 900, cache_read: 100, response: 200, ..Charged::default() };
-        self.0.settle(&Used { tokens, side: 0, model: ModelId::OTHER, outcome: Outcome::Ok, requests: 1 });
+        self.0.settle(&Used {
+            tokens,
+            side: 0,
+            model: ModelId::OTHER,
+            outcome: Outcome::Ok,
+            requests: 1,
+            at: Instant::now(),
+        });
     }
 }

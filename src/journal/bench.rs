@@ -7,11 +7,13 @@ use std::time::Duration;
 use super::Journal;
 use super::Opened;
 use super::Rotation;
+use super::event;
 
 /// A journal whose records are taken by hand, so that no other thread works meanwhile.
 pub struct Records {
     opened: Opened,
-    line: String,
+    lines: event::Lines,
+    text: String,
 }
 
 impl Records {
@@ -19,7 +21,7 @@ impl Records {
     pub fn new(folder: &Path) -> Self {
         let rotation = Arc::new(Rotation::new(1 << 30, Duration::from_secs(3600)));
         let Ok(opened) = super::open(folder, rotation) else { panic!("the folder can be written to") };
-        Self { opened, line: String::new() }
+        Self { opened, lines: event::Lines::default(), text: String::new() }
     }
 
     pub(crate) fn journal(&self) -> Journal {
@@ -28,11 +30,11 @@ impl Records {
 
     /// Takes the records that wait and makes a line of each, as the writer does. Returns how many bytes they have.
     pub fn lines(&mut self) -> usize {
-        self.line.clear();
+        self.text.clear();
         while let Ok(event) = self.opened.events.try_recv() {
-            event.line(&mut self.line);
+            self.lines.put(&event, &mut self.text);
         }
-        self.line.len()
+        self.text.len()
     }
 
     /// Takes the records that wait, and makes nothing of them.

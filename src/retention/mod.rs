@@ -213,7 +213,7 @@ impl Policy {
         Some(Editor { decoder: None, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false, may_be_empty: true })
     }
 
-    fn read_target(&self, path: &Path, vendor: Vendor, method: &Method, query: Option<&str>) -> Result<(), Denied> {
+    fn read_target(&self, path: &Path<'_>, vendor: Vendor, method: &Method, query: Option<&str>) -> Result<(), Denied> {
         if let Some(rule) = path.refused(vendor, method)
             && self.rules.has(rule)
         {
