@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use nullhop::admission_bench::Bench;
+use nullhop::bench::Admission;
 use rustix::time::ClockId;
 use rustix::time::clock_gettime;
 
@@ -53,7 +53,7 @@ fn main() {
     let (keys, rounds, calls) = if quick { (100, 1, 10) } else { (wanted, 11, 20_000) };
     let folder = std::env::temp_dir().join(format!("nullhop-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
-    let mut bench = Bench::new(&folder, keys);
+    let mut bench = Admission::new(&folder, keys);
     let before = resident_bytes();
     bench.reload();
     let after = resident_bytes();

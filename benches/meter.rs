@@ -1,11 +1,12 @@
 //! How fast the meter is, beside a parse of the same bytes by a JSON crate.
 //!
 //! `cargo bench --bench meter` prints bytes a second: the best of many rounds, because others may be using the machine.
-//! `cargo bench --bench meter -- --check` counts instructions instead, which a busy machine does not change, and holds
-//! them against `benches/meter.instructions`; `-- --bless` writes that file. Both need `valgrind`.
+//! `cargo bench --bench meter -- --check` counts instructions instead (see `counted`) and holds them against
+//! `benches/meter.instructions`; `-- --bless` writes that file. Both need `valgrind`.
+
+mod counted;
 
 use std::hint::black_box;
-use std::process::Command;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -28,9 +29,6 @@ const PIECE: usize = 16 * 1024;
 
 /// Bytes of each work.
 const SIZE: usize = 1 << 20;
-
-/// How much more than the recorded instructions are let pass, in percent.
-const TOLERANCE: u64 = 5;
 
 /// What events carry, one after the other: texts as tokens have them.
 const TEXTS: [&str; 16] = [
@@ -108,9 +106,8 @@ fn works() -> Vec<Work> {
     ]
 }
 
-/// Meters a work. `--check` counts the instructions in here, by this name.
-#[inline(never)]
-fn metered_work(work: &Work) -> u64 {
+/// Meters a work.
+fn metered(work: &Work) -> u64 {
     let mut meter = Meter::new(work.api, work.framing);
     let mut from = 0;
     for &end in &work.ends {
@@ -155,50 +152,19 @@ fn best<const N: usize>(rounds: &mut [&mut dyn FnMut(); N]) -> [Duration; N] {
     best
 }
 
-/// Instructions that metering each work takes.
-fn instructions() -> Vec<(&'static str, u64)> {
-    let program = std::env::current_exe().expect("this program");
-    let counted = works().into_iter().enumerate().map(|(at, work)| {
-        let out = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*metered_work*"])
-            .arg(&program)
-            .args(["--work", &at.to_string()])
-            .output()
-            .expect("valgrind");
-        let said = String::from_utf8_lossy(&out.stderr);
-        let collected = said.lines().find_map(|line| line.split_once("Collected :")).expect("a count");
-        (work.name, collected.1.trim().parse().expect("a number"))
+/// The works, as they are counted.
+fn as_counted() -> Vec<counted::Work> {
+    let counted = works().into_iter().map(|work| counted::Work {
+        name: work.name,
+        calls: 1,
+        prepare: Box::new(move || Box::new(move || _ = black_box(metered(&work)))),
     });
     counted.collect()
 }
 
-/// Holds the instructions against the record; `false` if one has grown.
-fn check(record: &str) -> bool {
-    let mut good = true;
-    for (name, counted) in instructions() {
-        let recorded = record.lines().filter_map(|line| line.rsplit_once(": ")).find(|(work, _)| *work == name);
-        let recorded: u64 = recorded.and_then(|(_, count)| count.parse().ok()).unwrap_or(0);
-        let more = counted > recorded + recorded * TOLERANCE / 100;
-        good &= !more;
-        println!("{name:<28} {counted:>12} recorded {recorded:>12} {}", if more { "MORE" } else { "" });
-    }
-    good
-}
-
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/meter.instructions");
-    let flag = |name: &str| arguments.iter().any(|argument| argument == name);
-    if let Some(at) = arguments.iter().position(|argument| argument == "--work") {
-        let at: usize = arguments.get(at + 1).and_then(|at| at.parse().ok()).expect("a number");
-        black_box(metered_work(&works()[at]));
-    } else if flag("--bless") {
-        let lines: Vec<String> = instructions().iter().map(|(name, count)| format!("{name}: {count}\n")).collect();
-        std::fs::write(file, lines.concat()).expect("the record");
-    } else if flag("--check") {
-        let record = std::fs::read_to_string(file).expect("the record");
-        assert!(check(&record), "more instructions than recorded, by over {TOLERANCE} %");
-    } else {
+    let counted = counted::Counted { record: "meter.instructions", works: as_counted, blocks: None };
+    if !counted.run() {
         speeds();
     }
 }
@@ -209,10 +175,9 @@ fn speeds() {
         let documents = documents(&work);
         let speed = |time: Duration| work.bytes.len() as f64 / time.as_secs_f64() / 1e9;
         let (mut buffers, mut copy) = (simd_json::Buffers::new(1 << 21), Vec::new());
-        let [ours, theirs] = best(&mut [&mut || _ = black_box(metered_work(&work)), &mut || {
-            parsed(&documents, &mut buffers, &mut copy)
-        }])
-        .map(speed);
+        let [ours, theirs] =
+            best(&mut [&mut || _ = black_box(metered(&work)), &mut || parsed(&documents, &mut buffers, &mut copy)])
+                .map(speed);
         println!("{:<28} {ours:>5.2} GB/s {theirs:>5.2} GB/s {:>7.1}", work.name, ours / theirs);
     }
 }

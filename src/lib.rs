@@ -117,10 +117,27 @@ fn init_log(config: &Arc<config::Config>) {
     telemetry::log::init(format, level);
 }
 
-/// The door for `benches/admission.rs`; in no release build.
+/// Doors for the benches, one a module that has one; in no release build.
 #[cfg(feature = "skip-measures")]
-pub mod admission_bench {
-    pub use crate::admission::bench::Bench;
+pub mod bench {
+    pub use crate::admission::bench::Admitted;
+    pub use crate::admission::bench::Bench as Admission;
+    pub use crate::hygiene::counting::CountingAllocator;
+    pub use crate::hygiene::wipe::wipe;
+    pub use crate::journal::bench::Records;
+    pub use crate::relay::bench::Accounts;
+    pub use crate::relay::bench::request_head;
+    pub use crate::relay::bench::response_head;
+    pub use crate::retention::bench::Reader;
+    pub use crate::server::bench::Gate;
+
+    /// Blocks come from locked memory from now on, by the code that serves secret memory as well. `false`: there is none.
+    pub fn open_heap() -> bool {
+        use crate::hygiene::heap;
+        static OPEN: std::sync::LazyLock<bool> =
+            std::sync::LazyLock::new(|| heap::choose(heap::Wanted::Locked).is_ok());
+        *OPEN
+    }
 }
 
 /// Doors for the fuzz targets; not in any other build.

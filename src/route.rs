@@ -1,5 +1,6 @@
 //! Which upstream a request's host and path lead to. Built once per configuration, read-only.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
+use http::HeaderName;
 
 use crate::config::Config;
 use crate::provider;
@@ -114,13 +116,7 @@ impl Routes {
                 || self.hosts.contains(name)
                 || self.certificate_names.contains(name);
         }
-        let lower;
-        let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            lower = name.to_ascii_lowercase();
-            lower.as_str()
-        } else {
-            name
-        };
+        let name = &*lower(name);
         self.hosts.contains(name) || self.by_host.contains_key(name) || self.certificate_names.contains(name)
     }
 
@@ -129,14 +125,13 @@ impl Routes {
     /// # Errors
     /// What to answer instead.
     pub(crate) fn find(&self, host: &str, path: &str, headers: &HeaderMap) -> Result<Route, NoRoute> {
-        let anthropic = headers.contains_key("anthropic-version");
-        let google = headers.contains_key("x-goog-api-key");
-        let name = without_port(host).to_ascii_lowercase();
-        let (upstream, prefix_len) = if let Some(place) = self.by_host.get(&name) {
+        let (upstream, prefix_len) = if let Some(place) = self.by_host.get(&*lower(without_port(host))) {
             (*place, 0)
         } else if let Some((prefix, place)) = self.prefixes.iter().find(|(prefix, _)| is_below(path, prefix)) {
             (*place, prefix.len())
         } else {
+            let anthropic = headers.contains_key(&ANTHROPIC_VERSION);
+            let google = headers.contains_key(&GOOGLE_KEY);
             let dialect = provider::well_known(path, anthropic, google);
             match dialect.and_then(|dialect| self.bare[dialect as usize]) {
                 Some(place) => (place, 0),
@@ -153,6 +148,18 @@ impl Routes {
             return Err(NoRoute::WrongBase(upstream, dialect, target.hint.clone()));
         }
         Ok(Route { upstream, prefix_len, operation: Operation::of(rest), dialect })
+    }
+}
+
+/// Headers of the vendors' own, which settle the paths that two of them share.
+static ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+static GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
+
+/// `name` in lower case; most are.
+fn lower(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
     }
 }
 

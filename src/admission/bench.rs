@@ -1,4 +1,4 @@
-//! What admission costs: the door for `benches/admission.rs`, in no other build.
+//! What admission costs: the door for `benches/admission.rs` and `benches/request.rs`, in no other build.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -16,6 +16,7 @@ use super::Asked;
 use super::Charged;
 use super::Clock;
 use super::Keys;
+use super::Permit;
 use super::Shared;
 use super::Used;
 use super::Worker;
@@ -24,10 +25,12 @@ use crate::config::Config;
 use crate::keys;
 use crate::keys::Record;
 use crate::keys::Track;
+use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
 use crate::retention::Facts;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::metrics::Handles;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::metrics::Names;
 use crate::telemetry::models::ModelId;
@@ -85,7 +88,7 @@ impl Bench {
                     budgets = [\"1G tokens/day\", \"1000000 usd/month\"]\n\
                     [[price]]\nmodels = [\"gpt-5*\"]\ninput = \"1.25\"\noutput = \"10\"\n\
                     [journal]\nenabled = false\n\
-                    [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nplan = \"plan\"\n\
+                    [[upstream]]\nname = \"openai\"\nprovider = \"openai\"\nbare = true\nplan = \"plan\"\n\
                     [[upstream.key]]\nsecret = { file = \"provider.key\" }\n";
         let Ok(loaded) = Config::from_toml(text, folder, "bench") else { panic!("the configuration is right") };
         let config = loaded.config;
@@ -116,6 +119,13 @@ impl Bench {
 
     /// Admits a request of the key of a place, lets its body through, and settles.
     pub fn admit_and_settle(&self, place: usize) {
+        let permit = self.admit(place);
+        permit.approve();
+        permit.settle();
+    }
+
+    /// Admits a request of the key of a place.
+    pub fn admit(&self, place: usize) -> Admitted {
         let asked = Asked {
             headers: &self.heads[place % self.heads.len()],
             query: None,
@@ -127,10 +137,15 @@ impl Bench {
             address: None,
         };
         let Ok(permit) = self.admission.admit(self.keys.as_ref(), &self.worker, &asked) else { panic!("admitted") };
-        let facts = Facts { stream: true, usage_added: false, output_tokens_max: Some(500) };
-        assert!(permit.approve(&facts, None, 4096));
-        let tokens = Charged { uncached: 900, cache_read: 100, response: 200, ..Charged::default() };
-        permit.settle(&Used { tokens, side: 0, model: ModelId::OTHER, outcome: Outcome::Ok, requests: 1 });
+        Admitted(Rc::new(permit))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn handles(&self) -> &Arc<Handles> {
+        &self.admission.handles
     }
 
     /// Reads the file of keys again.
@@ -139,5 +154,44 @@ impl Bench {
         let keys = Keys::load(&self.config, &self.shared.ledger, &self.registry, now, 0).ok().flatten().expect("keys");
         self.keys = Some(Arc::new(keys));
         self.shared.close_absent(self.keys.as_ref());
+    }
+}
+
+/// A request that is admitted.
+pub struct Admitted(Rc<Permit>);
+
+impl Admitted {
+    pub(crate) fn shared(&self) -> Rc<Permit> {
+        self.0.clone()
+    }
+
+    /// Lets its body through.
+    pub fn approve(&self) {
+        let facts = Facts { stream: true, usage_added: false, output_tokens_max: Some(500) };
+        assert!(self.0.approve(&facts, None, 4096));
+    }
+
+    /// Puts the operator's key into its head.
+    pub fn present(&self, headers: &mut HeaderMap) {
+        self.0.present(Provider::Openai, "/v1/chat/completions", headers);
+    }
+
+    /// Looks at the provider's answer, and puts the caller's own limits into its head.
+    pub fn rewrite_answer(&self, headers: &mut HeaderMap) {
+        assert!(!self.0.answered(200, headers));
+        self.0.rewrite_answer(Dialect::Openai, headers);
+    }
+
+    /// Writes down what was used.
+    pub fn settle(&self) {
+        let tokens = Charged { uncached: 900, cache_read: 100, response: 200, ..Charged::default() };
+        self.0.settle(&Used {
+            tokens,
+            side: 0,
+            model: ModelId::OTHER,
+            outcome: Outcome::Ok,
+            requests: 1,
+            at: Instant::now(),
+        });
     }
 }

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use jiff::SignedDuration;
 use jiff::Timestamp;
 use jiff::ToSpan;
 use jiff::Zoned;
@@ -15,7 +16,7 @@ use crate::limits::Calendar;
 pub(crate) struct Clock {
     zone: TimeZone,
     /// When the wall clock was read, what it said, and the day and month that ran.
-    read: Cell<(u64, i64, Calendar)>,
+    read: Cell<(u64, Timestamp, Calendar)>,
 }
 
 /// A moment.
@@ -43,7 +44,7 @@ impl Clock {
         let now = nanos(Instant::now());
         let wall = Timestamp::now();
         let calendar = calendar(&zone, wall, now);
-        Self { zone, read: Cell::new((now, wall.as_second(), calendar)) }
+        Self { zone, read: Cell::new((now, wall, calendar)) }
     }
 
     /// The moment `at`, which must be about now.
@@ -52,10 +53,20 @@ impl Clock {
         let (read, _, known) = self.read.get();
         if nanos.saturating_sub(read) >= SECOND / 2 || nanos >= known.day_ends {
             let wall = Timestamp::now();
-            self.read.set((nanos, wall.as_second(), calendar(&self.zone, wall, nanos)));
+            self.read.set((nanos, wall, calendar(&self.zone, wall, nanos)));
         }
-        let (_, unix, calendar) = self.read.get();
-        Now { nanos, unix, calendar }
+        let (_, wall, calendar) = self.read.get();
+        Now { nanos, unix: wall.as_second(), calendar }
+    }
+
+    /// What the wall clock says at `at`, which must be about now; up to half a second late if somebody has just set it. It
+    /// is read less often than it is asked for.
+    pub(crate) fn wall(&self, at: Instant) -> Timestamp {
+        let now = self.now(at).nanos;
+        let (read, wall, _) = self.read.get();
+        let since = SignedDuration::from_nanos(i64::try_from(now).unwrap_or(0) - i64::try_from(read).unwrap_or(0));
+        // Not beyond the end of time.
+        wall.checked_add(since).unwrap_or(wall)
     }
 }
 
@@ -120,6 +131,21 @@ mod tests {
             last = (calendar.day, calendar.month);
         }
         assert_eq!(last.1 - at("UTC", "2026-12-30T12:00:00Z").month, 2);
+    }
+
+    #[test]
+    fn the_wall_clock_goes_on_between_two_readings() {
+        let clock = Clock::new(TimeZone::UTC);
+        let (before, at) = (Timestamp::now(), Instant::now());
+        let apart = |wall: Timestamp, ahead: i64| {
+            let ahead = SignedDuration::from_millis(ahead);
+            (wall.duration_since(before) - ahead).abs() < SignedDuration::from_millis(100)
+        };
+        // Within one reading: a machine that stands still meanwhile stands still for both clocks.
+        assert!(apart(clock.wall(at), 0));
+        assert!(apart(clock.wall(at + std::time::Duration::from_millis(400)), 400));
+        // What is asked of the time before the reading is answered as well.
+        assert!(clock.wall(at - std::time::Duration::from_millis(1)) < clock.wall(at));
     }
 
     #[test]

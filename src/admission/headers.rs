@@ -1,7 +1,8 @@
 //! How much is left of a caller's limits, in the headers of the API that it called (WIRE section 6.4).
 
-use std::fmt::Write;
+use std::io::Write;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -39,91 +40,214 @@ impl Standing {
 
     /// Writes what there is into `headers`. Google's API has no such headers.
     pub(crate) fn write(&self, dialect: Dialect, unix: i64, headers: &mut HeaderMap) {
+        self.lines(dialect, unix).put(headers);
+    }
+
+    /// The same, in the place of what the provider says of the operator's own account.
+    pub(super) fn replace(&self, dialect: Dialect, unix: i64, headers: &mut HeaderMap) {
+        let lines = self.lines(dialect, unix);
+        take_off_account(headers, &lines);
+        lines.put(headers);
+    }
+
+    fn lines(&self, dialect: Dialect, unix: i64) -> Lines {
+        let mut lines = Lines::default();
         match dialect {
             Dialect::Openai => {
                 // What counts apart is shown as one, by what is closer to its end.
                 let tokens = [self.tokens, self.input, self.output].into_iter().flatten();
-                openai(headers, "requests", self.requests);
-                openai(headers, "tokens", tokens.min_by_key(|left| left.remaining));
+                openai(&mut lines, &OPENAI[0], self.requests);
+                openai(&mut lines, &OPENAI[1], tokens.min_by_key(|left| left.remaining));
             }
             Dialect::Anthropic => {
-                anthropic(headers, "requests", self.requests, unix);
-                anthropic(headers, "tokens", self.tokens, unix);
-                anthropic(headers, "input-tokens", self.input, unix);
-                anthropic(headers, "output-tokens", self.output, unix);
+                let kinds = [self.requests, self.tokens, self.input, self.output];
+                kinds.into_iter().zip(&ANTHROPIC).for_each(|(left, names)| anthropic(&mut lines, names, left, unix));
             }
             Dialect::Google => {}
+        }
+        lines
+    }
+}
+
+/// A kind's limit, what remains of it, and when it is whole again.
+type Names = [HeaderName; 3];
+
+/// Requests and tokens.
+static OPENAI: [Names; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
+];
+
+/// Requests, all tokens, input, output.
+static ANTHROPIC: [Names; 4] = [
+    [
+        HeaderName::from_static("anthropic-ratelimit-requests-limit"),
+        HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-requests-reset"),
+    ],
+    [
+        HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
+        HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-tokens-reset"),
+    ],
+    [
+        HeaderName::from_static("anthropic-ratelimit-input-tokens-limit"),
+        HeaderName::from_static("anthropic-ratelimit-input-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-input-tokens-reset"),
+    ],
+    [
+        HeaderName::from_static("anthropic-ratelimit-output-tokens-limit"),
+        HeaderName::from_static("anthropic-ratelimit-output-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-output-tokens-reset"),
+    ],
+];
+
+fn openai(lines: &mut Lines, names: &'static Names, left: Option<Left>) {
+    let Some(left) = left else { return };
+    lines.push(&names[0], |text| number(text, left.amount));
+    lines.push(&names[1], |text| number(text, left.remaining));
+    lines.push(&names[2], |text| duration(text, left.full_after));
+}
+
+fn anthropic(lines: &mut Lines, names: &'static Names, left: Option<Left>, unix: i64) {
+    let Some(left) = left else { return };
+    let at = unix.saturating_add(i64::try_from(left.full_after.div_ceil(SECOND)).unwrap_or(0));
+    let Ok(at) = Timestamp::from_second(at) else { return };
+    lines.push(&names[0], |text| number(text, left.amount));
+    lines.push(&names[1], |text| number(text, left.remaining));
+    // Writing into a vector cannot fail.
+    lines.push(&names[2], |text| _ = write!(text, "{at}"));
+}
+
+/// Header lines whose values stand one after the other in one block, which they share.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    /// Names, and where the value of each ends.
+    lines: [Option<(&'static HeaderName, usize)>; 3 * ANTHROPIC.len()],
+    len: usize,
+}
+
+impl Lines {
+    fn push(&mut self, name: &'static HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.text.capacity() == 0 {
+            // Longer than nearly all that is ever written.
+            self.text.reserve(160);
+        }
+        let Some(place) = self.lines.get_mut(self.len) else { return };
+        write(&mut self.text);
+        *place = Some((name, self.text.len()));
+        self.len += 1;
+    }
+
+    fn has(&self, name: &HeaderName) -> bool {
+        self.lines[..self.len].iter().flatten().any(|(known, _)| *known == name)
+    }
+
+    fn put(self, headers: &mut HeaderMap) {
+        let (text, mut from) = (Bytes::from(self.text), 0);
+        for (name, end) in self.lines.into_iter().flatten() {
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(from..end)) {
+                headers.insert(name, value);
+            }
+            from = end;
         }
     }
 }
 
-fn openai(headers: &mut HeaderMap, of: &str, left: Option<Left>) {
-    let Some(left) = left else { return };
-    put(headers, format_args!("x-ratelimit-limit-{of}"), &left.amount.to_string());
-    put(headers, format_args!("x-ratelimit-remaining-{of}"), &left.remaining.to_string());
-    put(headers, format_args!("x-ratelimit-reset-{of}"), &duration(left.full_after));
-}
-
-fn anthropic(headers: &mut HeaderMap, of: &str, left: Option<Left>, unix: i64) {
-    let Some(left) = left else { return };
-    let at = unix.saturating_add(i64::try_from(left.full_after.div_ceil(SECOND)).unwrap_or(0));
-    let Ok(at) = Timestamp::from_second(at) else { return };
-    put(headers, format_args!("anthropic-ratelimit-{of}-limit"), &left.amount.to_string());
-    put(headers, format_args!("anthropic-ratelimit-{of}-remaining"), &left.remaining.to_string());
-    put(headers, format_args!("anthropic-ratelimit-{of}-reset"), &at.to_string());
-}
-
-fn put(headers: &mut HeaderMap, name: std::fmt::Arguments<'_>, value: &str) {
-    let name = HeaderName::from_bytes(name.to_string().as_bytes());
-    if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
-        headers.insert(name, value);
+/// Takes off what a provider says of the operator's account, but for what `lines` write over.
+fn take_off_account(headers: &mut HeaderMap, lines: &Lines) {
+    for name in &ACCOUNT {
+        headers.remove(name);
     }
+    let tells = |name: &&HeaderName| tells_of_limits(name.as_str()) && !lines.has(name);
+    // Allocates nothing where there are none.
+    let told: Vec<_> = headers.keys().filter(tells).cloned().collect();
+    told.into_iter().for_each(|name| {
+        headers.remove(name);
+    });
+}
+
+fn number(text: &mut Vec<u8>, number: u64) {
+    let (mut digits, mut at, mut rest) = ([b'0'; 20], 20, number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    text.extend_from_slice(&digits[at..]);
 }
 
 /// As OpenAI writes durations: `12ms`, `1s`, `6m0s`, `1h0m30s`.
-fn duration(nanos: u64) -> String {
+fn duration(text: &mut Vec<u8>, nanos: u64) {
     if nanos < SECOND {
-        return format!("{}ms", nanos.div_ceil(1_000_000));
+        number(text, nanos.div_ceil(1_000_000));
+        text.extend_from_slice(b"ms");
+        return;
     }
     let seconds = nanos.div_ceil(SECOND);
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let mut text = String::new();
-    if hours > 0 {
-        let _ = write!(text, "{hours}h");
+    for (amount, unit, written) in
+        [(hours, b'h', hours > 0), (minutes, b'm', hours > 0 || minutes > 0), (seconds, b's', true)]
+    {
+        if written {
+            number(text, amount);
+            text.push(unit);
+        }
     }
-    if hours > 0 || minutes > 0 {
-        let _ = write!(text, "{minutes}m");
-    }
-    let _ = write!(text, "{seconds}s");
-    text
 }
 
-/// Whether a header of an answer speaks of the operator's own account at the provider, which managed callers do not see:
-/// its limits and whose it is.
-pub(crate) fn tells_of_the_account(name: &str) -> bool {
-    matches!(
-        name,
-        "openai-organization" | "openai-project" | "anthropic-organization-id" | "x-azure-ratelimit" | "azureml-model-session"
-    ) || name.starts_with("x-ratelimit-")
-        || name.starts_with("anthropic-ratelimit-")
-        || name.starts_with("ratelimit-")
-        || name == "ratelimit"
-        // Codex needs this one of its family.
-        || (name.starts_with("x-codex-") && name != "x-codex-turn-state")
+/// Headers of an answer that speak of the operator's own account at the provider, which managed callers do not see: whose
+/// it is. [`tells_of_limits`] knows the others.
+static ACCOUNT: [HeaderName; 5] = [
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
+    HeaderName::from_static("anthropic-organization-id"),
+    HeaderName::from_static("x-azure-ratelimit"),
+    HeaderName::from_static("azureml-model-session"),
+];
+
+/// Whether a header of an answer speaks of the operator's own limits at the provider.
+fn tells_of_limits(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            name.starts_with("x-ratelimit-")
+                // Codex needs this one of its family.
+                || (name.starts_with("x-codex-") && name != "x-codex-turn-state")
+        }
+        Some(b'a') => name.starts_with("anthropic-ratelimit-"),
+        Some(b'r') => name == "ratelimit" || name.starts_with("ratelimit-"),
+        _ => false,
+    }
 }
 
-/// Whether a request header names an account at the provider: with the operator's key it would be another's.
-pub(crate) fn names_an_account(name: &str) -> bool {
-    matches!(
-        name,
-        "openai-organization"
-            | "openai-project"
-            | "anthropic-workspace-id"
-            | "anthropic-user-profile-id"
-            | "anthropic-organization-id"
-            | "x-goog-user-project"
-    )
+/// Takes off `headers` of a request what names an account at the provider: with the operator's key it would be another's.
+pub(super) fn take_off_account_names(headers: &mut HeaderMap) {
+    for name in &ACCOUNT_NAMES {
+        headers.remove(name);
+    }
 }
+
+/// See [`take_off_account_names`].
+static ACCOUNT_NAMES: [HeaderName; 6] = [
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
+    HeaderName::from_static("anthropic-workspace-id"),
+    HeaderName::from_static("anthropic-user-profile-id"),
+    HeaderName::from_static("anthropic-organization-id"),
+    HeaderName::from_static("x-goog-user-project"),
+];
 
 #[cfg(test)]
 mod tests {
@@ -165,8 +289,66 @@ mod tests {
 
     #[test]
     fn durations_are_as_openai_writes_them() {
-        for (nanos, text) in [(0, "0ms"), (1, "1ms"), (12_000_000, "12ms"), (SECOND, "1s"), (360 * SECOND, "6m0s")] {
-            assert_eq!(duration(nanos), text);
+        for (nanos, wanted) in [
+            (0, "0ms"),
+            (1, "1ms"),
+            (12_000_000, "12ms"),
+            (SECOND, "1s"),
+            (360 * SECOND, "6m0s"),
+            (3600 * SECOND, "1h0m0s"),
+            (u64::MAX, "5124095h34m34s"),
+        ] {
+            let mut text = Vec::new();
+            duration(&mut text, nanos);
+            assert_eq!(String::from_utf8(text).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are() {
+        for wanted in [0, 7, 10, 99, 100, 1_234_567_890, u64::MAX] {
+            let mut text = Vec::new();
+            number(&mut text, wanted);
+            assert_eq!(String::from_utf8(text).unwrap(), wanted.to_string());
+        }
+    }
+
+    #[test]
+    fn what_tells_of_the_operators_account_goes_and_the_rest_stays() {
+        let told = [
+            "openai-organization",
+            "openai-project",
+            "anthropic-organization-id",
+            "x-azure-ratelimit",
+            "azureml-model-session",
+            "x-ratelimit-limit-images",
+            "anthropic-ratelimit-unified-reset",
+            "ratelimit",
+            "ratelimit-policy",
+            "x-codex-primary-used-percent",
+        ];
+        let kept =
+            ["x-codex-turn-state", "x-request-id", "request-id", "ratelimits", "anthropic-version", "retry-after"];
+        let theirs = "x-ratelimit-remaining-requests";
+        for dialect in [Dialect::Openai, Dialect::Anthropic, Dialect::Google] {
+            let mut headers = HeaderMap::new();
+            for name in told.iter().chain(&kept).chain([&theirs]) {
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs as well"));
+            }
+            standing().replace(dialect, 0, &mut headers);
+            assert!(told.iter().all(|name| !headers.contains_key(*name)));
+            assert!(kept.iter().all(|name| headers.get_all(*name).iter().count() == 2));
+            // Of two values none is left beside ours.
+            let ours: Vec<_> = headers.get_all(theirs).iter().collect();
+            assert_eq!(ours, if dialect == Dialect::Openai { vec!["599"] } else { vec![] });
+            let families = [
+                ("x-ratelimit-", if dialect == Dialect::Openai { 6 } else { 0 }),
+                ("anthropic-ratelimit-", if dialect == Dialect::Anthropic { 9 } else { 0 }),
+            ];
+            for (family, count) in families {
+                assert_eq!(headers.keys().filter(|name| name.as_str().starts_with(family)).count(), count);
+            }
         }
     }
 }

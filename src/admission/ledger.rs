@@ -132,10 +132,10 @@ impl Subject {
         kinds.map(|kind| account.state.left(&account.limits, kind, now))
     }
 
-    /// How much of a class of limits is taken.
-    pub(crate) fn used_ratio(&self, class: Class, now: u64) -> Option<f64> {
+    /// How much of each class of limits is taken, in the order of [`Class::ALL`].
+    pub(crate) fn used_ratios(&self, now: u64) -> [Option<f64>; Class::ALL.len()] {
         let account = self.lock();
-        account.state.used_ratio(&account.limits, class, now)
+        Class::ALL.map(|class| account.state.used_ratio(&account.limits, class, now))
     }
 
     /// Whether it has limits of a class.

@@ -34,6 +34,7 @@ use std::time::Instant;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
+use jiff::Timestamp;
 
 use crate::config::Config;
 use crate::config::OnBudget;
@@ -58,6 +59,7 @@ use crate::telemetry::labels::KeyLabel;
 use crate::telemetry::labels::LimitLabel;
 use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
+use crate::telemetry::labels::Resource;
 use crate::telemetry::labels::TokenDirection;
 use crate::telemetry::labels::UpstreamId;
 use crate::telemetry::log;
@@ -74,8 +76,6 @@ use grant::Grant;
 pub(crate) use grant::Keys;
 pub(crate) use grant::KeysFault;
 pub(crate) use headers::Standing;
-pub(crate) use headers::names_an_account;
-pub(crate) use headers::tells_of_the_account;
 use ledger::Exhausted;
 pub(crate) use ledger::Ledger;
 use ledger::Reservation;
@@ -90,7 +90,7 @@ pub(crate) use restore::restore;
 
 /// The headers in which SDKs send keys. Marked sensitive, so that HPACK does not index them and
 /// `Debug` does not print them.
-const CREDENTIAL_HEADERS: [HeaderName; 6] = [
+static CREDENTIAL_HEADERS: [HeaderName; 6] = [
     http::header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-goog-api-key"),
@@ -98,6 +98,9 @@ const CREDENTIAL_HEADERS: [HeaderName; 6] = [
     http::header::PROXY_AUTHORIZATION,
     http::header::COOKIE,
 ];
+
+/// Names the caller's application.
+static GOOG_API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
 
 /// What every key of this gateway's begins with.
 const OURS: &str = crate::keys::PREFIX;
@@ -164,7 +167,6 @@ pub(crate) struct Worker {
 pub(crate) struct Permit {
     pub(crate) mode: Mode,
     pub(crate) tenant: Tenant,
-    admission: Arc<Admission>,
     clock: Rc<Clock>,
     upstream: usize,
     grant: Option<Arc<Grant>>,
@@ -183,22 +185,23 @@ pub(crate) struct Permit {
     /// A stream of this request's is cut when a budget is used up.
     cut_on_budget: bool,
     cut_on_revoke: bool,
-    _place: StreamPlace,
+    /// Held for its drop; it leads to the configuration as well.
+    place: StreamPlace,
 }
 
 /// A stream's place among those of the whole process.
-struct StreamPlace(Arc<Shared>);
+struct StreamPlace(Arc<Admission>);
 
 impl StreamPlace {
-    fn take(shared: &Arc<Shared>, max: u32) -> Option<Self> {
-        let place = Self(shared.clone());
-        (shared.streams.fetch_add(1, Relaxed) < max).then_some(place)
+    fn take(admission: &Arc<Admission>, max: u32) -> Option<Self> {
+        let place = Self(admission.clone());
+        (admission.shared.streams.fetch_add(1, Relaxed) < max).then_some(place)
     }
 }
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Relaxed);
+        self.0.shared.streams.fetch_sub(1, Relaxed);
     }
 }
 
@@ -239,6 +242,8 @@ pub(crate) struct Used {
     pub(crate) outcome: Outcome,
     /// WebSockets: answers that were asked for. 1 otherwise.
     pub(crate) requests: u64,
+    /// About now.
+    pub(crate) at: Instant,
 }
 
 /// Why a request is not served. What it says on the wire is one table, `server::answer`.
@@ -291,12 +296,12 @@ pub(crate) enum Refusal {
 impl Admission {
     /// That of `config`; what the process counts goes on in `shared`.
     pub(crate) fn new(config: &Arc<Config>, shared: &Arc<Shared>, handles: &Arc<Handles>, now: u64) -> Self {
-        let upstreams = config.upstreams.iter().map(|upstream| {
+        let upstreams = config.upstreams.iter().enumerate().map(|(place, upstream)| {
             let plan = upstream.plan.map(|place| &config.plans[place]);
             let subject = plan
                 .map(|plan| shared.ledger.subject(Scope::Upstream, &upstream.name.as_str().into(), &plan.limits, now));
             Upstream {
-                keys: ProviderKeys::new(&upstream.keys),
+                keys: ProviderKeys::new(place, &upstream.keys),
                 subject,
                 on_budget: plan.map_or(OnBudget::Finish, |plan| plan.on_budget),
             }
@@ -330,8 +335,7 @@ impl Admission {
         }
         let priority = self.priority(grant.as_deref(), asked.upstream);
         let process = self.handles.process();
-        let place =
-            StreamPlace::take(&self.shared, self.config.admission.streams).filter(|_| !self.sheds(worker, priority));
+        let place = StreamPlace::take(self, self.config.admission.streams).filter(|_| !self.sheds(worker, priority));
         let Some(place) = place else {
             self.shared.shed.fetch_add(1, Relaxed);
             process.limit_decided(LimitLabel::Global, Decision::Deny);
@@ -344,7 +348,7 @@ impl Admission {
         let picked = managed.then(|| here.keys.pick(now.nanos)).flatten();
         // With the operator's keys lines may be shared: what keeps tenants apart is the credential that goes up.
         let tenant = match (picked, shown.first()) {
-            (Some(picked), _) => picked.tenant(asked.upstream),
+            (Some(picked), _) => here.keys.tenant(picked),
             (None, Some(text)) => Tenant::of(text),
             (None, None) => Tenant::Nobody,
         };
@@ -357,7 +361,6 @@ impl Admission {
         let permit = Permit {
             mode,
             tenant,
-            admission: self.clone(),
             clock: worker.clock.clone(),
             upstream: asked.upstream,
             keys: grant.as_ref().and(keys.cloned()),
@@ -370,7 +373,7 @@ impl Admission {
             exhausted: Cell::new(None),
             cut_on_budget: on_budget == Some(OnBudget::Cut) || here.on_budget == OnBudget::Cut,
             cut_on_revoke: self.config.keys.as_ref().is_some_and(|keys| keys.on_revoke == OnRevoke::Cut),
-            _place: place,
+            place,
         };
         if subjects.iter().all(Option::is_none) {
             return Ok(permit);
@@ -575,6 +578,10 @@ fn limited(exhausted: &Exhausted, subjects: &Subjects, now: &Now) -> Limited {
 }
 
 impl Permit {
+    fn admission(&self) -> &Admission {
+        &self.place.0
+    }
+
     fn now(&self) -> Now {
         self.clock.now(Instant::now())
     }
@@ -589,7 +596,7 @@ impl Permit {
     }
 
     fn config(&self) -> &crate::config::Upstream {
-        &self.admission.config.upstreams[self.upstream]
+        &self.admission().config.upstreams[self.upstream]
     }
 
     /// The upstream's policy as it holds for this caller.
@@ -605,20 +612,17 @@ impl Permit {
     /// Puts the operator's key in the place of the caller's, and takes off what names another account. In pass-through the
     /// caller's goes on untouched. A key of ours that stands apart is taken off either way.
     pub(crate) fn present(&self, provider: Provider, path: &str, headers: &mut HeaderMap) {
-        if let Some(keys) = &self.admission.config.keys {
+        if let Some(keys) = &self.admission().config.keys {
             headers.remove(&keys.header);
         }
         let Some(picked) = self.picked else { return };
         credential::take_off(headers);
-        let accounts: Vec<_> = headers.keys().filter(|name| names_an_account(name.as_str())).cloned().collect();
-        accounts.into_iter().for_each(|name| {
-            headers.remove(name);
-        });
+        headers::take_off_account_names(headers);
         // It is the operator's account that asks, not the caller's application.
         headers.insert(http::header::USER_AGENT, HeaderValue::from_static("nullhop"));
-        headers.remove("x-goog-api-client");
+        headers.remove(&GOOG_API_CLIENT);
         let header = provider_keys::header_of(provider, path, self.config().key_header);
-        if let Some((name, value)) = self.admission.upstreams[self.upstream].keys.header(picked, header) {
+        if let Some((name, value)) = self.admission().upstreams[self.upstream].keys.header(picked, header) {
             headers.insert(name, value);
         }
     }
@@ -634,17 +638,17 @@ impl Permit {
     /// The provider has answered. Says whether its answer must not reach the caller, since it speaks of the operator's key.
     pub(crate) fn answered(&self, status: u16, headers: &HeaderMap) -> bool {
         let Some(picked) = self.picked else { return false };
-        let retry_after =
-            headers.get(http::header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let keys = &self.admission.upstreams[self.upstream].keys;
-        let metrics = self.admission.handles.upstream(upstream_id(self.upstream));
-        if let Some(rest) = keys.answered(picked, status, retry_after, self.now().nanos)
+        let told = headers.get(http::header::RETRY_AFTER).filter(|_| status == 429);
+        let retry_after = told.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let keys = &self.admission().upstreams[self.upstream].keys;
+        let metrics = self.admission().handles.upstream(upstream_id(self.upstream));
+        if let Some(rest) = keys.answered(picked, status, retry_after, || self.now().nanos)
             && let Some(key) = metrics.provider_key(rest.key).cloned()
         {
             let upstream = metrics.name().clone();
             log::emit(log::Event::ProviderKeyCooling { upstream, key, seconds: rest.seconds, status });
         }
-        self.admission.headroom(self.upstream, headers);
+        self.admission().headroom(self.upstream, headers);
         status == 401
     }
 
@@ -653,14 +657,15 @@ impl Permit {
         if self.mode != Mode::Managed {
             return;
         }
-        let told: Vec<_> = headers.keys().filter(|name| tells_of_the_account(name.as_str())).cloned().collect();
-        told.into_iter().for_each(|name| {
-            headers.remove(name);
-        });
-        if let Some(reservation) = &*self.reservation.borrow() {
-            let now = self.now();
-            Standing::of(reservation.subjects(), now.nanos).write(dialect, now.unix, headers);
-        }
+        let reservation = self.reservation.borrow();
+        let (standing, unix) = match &*reservation {
+            Some(reservation) => {
+                let now = self.now();
+                (Standing::of(reservation.subjects(), now.nanos), now.unix)
+            }
+            None => (Standing::default(), 0),
+        };
+        standing.replace(dialect, unix, headers);
     }
 
     /// The key's id and label, for usage events.
@@ -694,7 +699,7 @@ impl Permit {
         let reservation = self.reservation.borrow();
         let Some(reservation) = &*reservation else { return false };
         // By its own price: a stream whose model has none costs nothing in the end, and is not cut for what another would.
-        let money = || self.admission.prices.cost(self.upstream, model, so_far).unwrap_or(0);
+        let money = || self.admission().prices.cost(self.upstream, model, so_far).unwrap_or(0);
         (self.cut_on_revoke && reservation.is_closed())
             || (self.cut_on_budget
                 && reservation.is_spent(&Amount {
@@ -715,13 +720,13 @@ impl Permit {
         let output = output_tokens_max.unwrap_or(self.output_estimate);
         let input = self.input_estimate.get();
         let tokens = Charged { uncached: input, response: output, ..Charged::default() };
-        let money = self.admission.prices.cost_at_most(self.upstream, model, &tokens);
+        let money = self.admission().prices.cost_at_most(self.upstream, model, &tokens);
         let wanted = Amount { requests: reservation.reserved().requests, input, output, money };
         let now = self.now();
         let resized = reservation.resize(wanted, now.nanos);
         if let Err(exhausted) = &resized {
             let label = label_of(exhausted.exceeded.limit.class());
-            self.admission.handles.process().limit_decided(label, Decision::Deny);
+            self.admission().handles.process().limit_decided(label, Decision::Deny);
         }
         resized
     }
@@ -770,7 +775,7 @@ impl Permit {
         drop(reservation);
         let class = resized.as_ref().err().map_or(Class::Requests, |exhausted| exhausted.exceeded.limit.class());
         let decision = if resized.is_ok() { Decision::Allow } else { Decision::Deny };
-        self.admission.handles.process().limit_decided(label_of(class), decision);
+        self.admission().handles.process().limit_decided(label_of(class), decision);
         resized.map_err(|exhausted| self.limited(&exhausted))
     }
 
@@ -783,7 +788,7 @@ impl Permit {
     }
 
     fn wanted(&self, used: &Charged, running: &Charged, requests: u64, model: Option<ModelId>) -> Amount {
-        let money = |tokens| self.admission.prices.cost_at_most(self.upstream, model, tokens);
+        let money = |tokens| self.admission().prices.cost_at_most(self.upstream, model, tokens);
         Amount {
             requests,
             input: used.input().saturating_add(running.input()),
@@ -802,15 +807,20 @@ impl Permit {
         self.output_estimate
     }
 
+    /// What the wall clock says at `at`, which must be about now.
+    pub(crate) fn wall(&self, at: Instant) -> Timestamp {
+        self.clock.wall(at)
+    }
+
     /// Writes down what was used and gives the places back. Returns what it costs, in picodollars, if there is a price.
     pub(crate) fn settle(&self, used: &Used) -> Option<u64> {
-        let cost = self.admission.prices.cost(self.upstream, used.model, &used.tokens);
-        let handles = &self.admission.handles;
+        let cost = self.admission().prices.cost(self.upstream, used.model, &used.tokens);
+        let handles = &self.admission().handles;
         let charged = used.tokens.input() + used.tokens.output();
         let metrics = handles.upstream(upstream_id(self.upstream));
         match cost {
             Some(cost) => metrics.tokens.model(used.model).cost(cost),
-            None if charged > 0 && self.admission.prices.any() => metrics.tokens.unpriced.inc(),
+            None if charged > 0 && self.admission().prices.any() => metrics.tokens.unpriced.inc(),
             None => {}
         }
         let series = match (&self.keys, &self.grant) {
@@ -823,7 +833,7 @@ impl Permit {
             series.tokens(TokenDirection::Output).inc_by(used.tokens.output());
         }
         let Some(mut reservation) = self.reservation.borrow_mut().take() else { return cost };
-        let now = self.now();
+        let now = self.clock.now(used.at);
         let amount = Amount {
             requests: used.requests,
             input: used.tokens.input(),
@@ -845,10 +855,12 @@ impl Permit {
                 log::emit(log::Event::BudgetSoft { scope, name });
             }
         });
-        handles.process().limit_overrun_tokens.inc_by(overrun);
+        if overrun > 0 {
+            handles.process().limit_overrun_tokens.inc_by(overrun);
+        }
         if let Some((series, grant)) = series {
-            for class in Class::ALL {
-                if let Some(ratio) = grant.subject.used_ratio(class, now.nanos) {
+            for (class, ratio) in Class::ALL.into_iter().zip(grant.subject.used_ratios(now.nanos)) {
+                if let Some(ratio) = ratio {
                     series.used_ratio(label_of(class), ratio);
                 }
             }
@@ -875,48 +887,70 @@ impl Approve for Permit {
 impl Admission {
     /// What the provider says of the operator's own limits.
     fn headroom(&self, upstream: usize, headers: &HeaderMap) {
-        use crate::telemetry::labels::Resource;
-        let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+        let number = |name: &HeaderName| {
+            let text = headers.get(name)?.to_str().ok()?.trim();
+            // Nearly always whole numbers, which are read with less work.
+            text.parse::<u32>().map(f64::from).ok().or_else(|| text.parse().ok())
+        };
         let metrics = self.handles.upstream(upstream_id(upstream));
         let anthropic = self.config.upstreams[upstream].provider == Provider::Anthropic;
-        let of_openai = [
-            (Resource::Requests, "x-ratelimit-remaining-requests", "x-ratelimit-limit-requests"),
-            (Resource::Tokens, "x-ratelimit-remaining-tokens", "x-ratelimit-limit-tokens"),
-        ];
-        let of_anthropic = [
-            (Resource::Requests, "anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-limit"),
-            (Resource::Tokens, "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-limit"),
-            (
-                Resource::InputTokens,
-                "anthropic-ratelimit-input-tokens-remaining",
-                "anthropic-ratelimit-input-tokens-limit",
-            ),
-            (
-                Resource::OutputTokens,
-                "anthropic-ratelimit-output-tokens-remaining",
-                "anthropic-ratelimit-output-tokens-limit",
-            ),
-        ];
-        let told: &[_] = if anthropic { &of_anthropic } else { &of_openai };
-        for &(resource, remaining, limit) in told {
+        let told: &[_] = if anthropic { &HEADROOM_OF_ANTHROPIC } else { &HEADROOM_OF_OPENAI };
+        for (resource, remaining, limit) in told {
             // Azure may say -1 or 0 of limits that it does not have.
             if let (Some(remaining), Some(limit)) = (number(remaining), number(limit))
                 && remaining >= 0.0
                 && limit > 0.0
             {
-                metrics.limit_remaining(resource, (remaining / limit).min(1.0));
+                metrics.limit_remaining(*resource, (remaining / limit).min(1.0));
             }
         }
     }
 }
 
+/// What remains of a limit of the operator's, and the limit.
+type Headroom = (Resource, HeaderName, HeaderName);
+
+static HEADROOM_OF_OPENAI: [Headroom; 2] = [
+    (
+        Resource::Requests,
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+    ),
+    (
+        Resource::Tokens,
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+    ),
+];
+
+static HEADROOM_OF_ANTHROPIC: [Headroom; 4] = [
+    (
+        Resource::Requests,
+        HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-requests-limit"),
+    ),
+    (
+        Resource::Tokens,
+        HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
+    ),
+    (
+        Resource::InputTokens,
+        HeaderName::from_static("anthropic-ratelimit-input-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-input-tokens-limit"),
+    ),
+    (
+        Resource::OutputTokens,
+        HeaderName::from_static("anthropic-ratelimit-output-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-output-tokens-limit"),
+    ),
+];
+
 /// Marks the credentials of `headers` as sensitive. `apart`: the header of our own keys, if there are any.
 pub(crate) fn protect_credentials(headers: &mut HeaderMap, apart: Option<&HeaderName>) {
-    for name in CREDENTIAL_HEADERS.iter().chain(apart) {
-        if let http::header::Entry::Occupied(mut entry) = headers.entry(name) {
-            for value in entry.iter_mut() {
-                value.set_sensitive(true);
-            }
+    for (name, value) in headers.iter_mut() {
+        if CREDENTIAL_HEADERS.contains(name) || apart == Some(name) {
+            value.set_sensitive(true);
         }
     }
 }

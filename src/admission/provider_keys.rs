@@ -5,9 +5,9 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
 use http::HeaderName;
 use http::HeaderValue;
-use zeroize::Zeroizing;
 
 use crate::config::KeyHeader;
 use crate::config::ProviderKey;
@@ -36,6 +36,7 @@ struct Key {
     /// Stands in locked memory, once.
     secret: Arc<Secret>,
     weight: u32,
+    tenant: Tenant,
     /// Nanoseconds on the clock of limits; rests until then.
     rests_until: AtomicU64,
     /// How often in a row the provider did not know it.
@@ -54,26 +55,25 @@ pub(crate) struct Rest {
     pub(crate) seconds: u64,
 }
 
-impl Picked {
-    /// Lines to a provider are kept apart by the key that goes up over them.
-    pub(crate) fn tenant(self, upstream: usize) -> Tenant {
-        let mut text = *b"nullhop's own key 0000000000000000";
-        text[18..26].copy_from_slice(&(upstream as u64).to_le_bytes());
-        text[26..].copy_from_slice(&(self.0 as u64).to_le_bytes());
-        Tenant::of(&text)
-    }
+/// Lines to a provider are kept apart by the key that goes up over them.
+fn tenant(upstream: usize, place: usize) -> Tenant {
+    let mut text = *b"nullhop's own key 0000000000000000";
+    text[18..26].copy_from_slice(&(upstream as u64).to_le_bytes());
+    text[26..].copy_from_slice(&(place as u64).to_le_bytes());
+    Tenant::of(&text)
 }
 
 impl ProviderKeys {
-    /// Of an upstream's configuration.
-    pub(crate) fn new(keys: &[ProviderKey]) -> Self {
-        let key = |key: &ProviderKey| Key {
+    /// Those of the upstream at a place of the configuration.
+    pub(crate) fn new(upstream: usize, keys: &[ProviderKey]) -> Self {
+        let key = |(place, key): (usize, &ProviderKey)| Key {
             secret: key.secret.clone(),
             weight: key.weight.max(1),
+            tenant: tenant(upstream, place),
             rests_until: AtomicU64::new(0),
             unknown: AtomicU32::new(0),
         };
-        Self { keys: keys.iter().map(key).collect(), turn: AtomicU64::new(0) }
+        Self { keys: keys.iter().enumerate().map(key).collect(), turn: AtomicU64::new(0) }
     }
 
     /// The key for the next request: by weight among those that do not rest. If all rest, the one that rests the shortest:
@@ -99,6 +99,11 @@ impl ProviderKeys {
         Some(Picked(0))
     }
 
+    /// Whose lines a request goes over with a key.
+    pub(crate) fn tenant(&self, picked: Picked) -> Tenant {
+        self.keys.get(picked.0).map_or(Tenant::Nobody, |key| key.tenant)
+    }
+
     /// The header that carries a key up.
     pub(crate) fn header(&self, picked: Picked, header: KeyHeader) -> Option<(HeaderName, HeaderValue)> {
         let key = self.keys.get(picked.0)?;
@@ -109,10 +114,11 @@ impl ProviderKeys {
             KeyHeader::ApiKey => HeaderName::from_static("api-key"),
         };
         let mut value = if name == http::header::AUTHORIZATION {
-            let mut text = Zeroizing::new(Vec::with_capacity(7 + key.secret.expose().len()));
+            let mut text = Vec::with_capacity(7 + key.secret.expose().len());
             text.extend_from_slice(b"Bearer ");
             text.extend_from_slice(key.secret.expose());
-            HeaderValue::from_bytes(&text).ok()?
+            // Takes the block over, and whoever writes the head clears it as any other value.
+            HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?
         } else {
             HeaderValue::from_bytes(key.secret.expose()).ok()?
         };
@@ -120,8 +126,14 @@ impl ProviderKeys {
         Some((name, value))
     }
 
-    /// The provider has answered a request that went up with a key.
-    pub(crate) fn answered(&self, picked: Picked, status: u16, retry_after: Option<u64>, now: u64) -> Option<Rest> {
+    /// The provider has answered a request that went up with a key. `now` is asked only where it matters.
+    pub(crate) fn answered(
+        &self,
+        picked: Picked,
+        status: u16,
+        retry_after: Option<u64>,
+        now: impl FnOnce() -> u64,
+    ) -> Option<Rest> {
         let key = self.keys.get(picked.0)?;
         let seconds = match status {
             401 => {
@@ -137,6 +149,7 @@ impl ProviderKeys {
             }
             _ => return None,
         };
+        let now = now();
         let until = now + seconds * SECOND;
         // Many answers at once are one rest.
         let before = key.rests_until.fetch_max(until, Relaxed);
@@ -175,7 +188,7 @@ mod tests {
             secret: Arc::new(Secret::new(format!("sk-{place}").into_bytes())),
             weight: *weight,
         };
-        ProviderKeys::new(&weights.iter().enumerate().map(key).collect::<Vec<_>>())
+        ProviderKeys::new(0, &weights.iter().enumerate().map(key).collect::<Vec<_>>())
     }
 
     #[test]
@@ -190,29 +203,29 @@ mod tests {
                 assert!((count - rounds * share / 10).abs() <= 2 + rounds / 200, "{counts:?}");
             }
         }
-        assert!(ProviderKeys::new(&[]).pick(0).is_none());
+        assert!(ProviderKeys::new(0, &[]).pick(0).is_none());
     }
 
     #[test]
     fn a_refused_key_rests_and_comes_back() {
         let keys = keys(&[1, 1]);
-        assert_eq!(keys.answered(Picked(0), 429, Some(7), 0).unwrap().seconds, 7);
-        assert!(keys.answered(Picked(0), 429, Some(7), 1).is_none(), "one rest for many answers");
+        assert_eq!(keys.answered(Picked(0), 429, Some(7), || 0).unwrap().seconds, 7);
+        assert!(keys.answered(Picked(0), 429, Some(7), || 1).is_none(), "one rest for many answers");
         assert_eq!(keys.count(0), (1, 1));
         assert!((0..20).all(|_| keys.pick(6 * SECOND) == Some(Picked(1))));
         assert!((0..20).any(|_| keys.pick(8 * SECOND) == Some(Picked(0))));
-        assert!(keys.answered(Picked(0), 500, None, 0).is_none());
+        assert!(keys.answered(Picked(0), 500, None, || 0).is_none());
         // A provider that does not know a key is asked less and less often.
         let mut now = 100 * SECOND;
         for seconds in [30, 60, 120, 240, 480, 900, 900] {
-            let rest = keys.answered(Picked(1), 401, None, now).unwrap();
+            let rest = keys.answered(Picked(1), 401, None, || now).unwrap();
             assert_eq!((rest.key, rest.seconds), (1, seconds));
             now += 901 * SECOND;
         }
-        assert!(keys.answered(Picked(1), 200, None, now).is_none());
-        assert_eq!(keys.answered(Picked(1), 401, None, now).unwrap().seconds, 30);
+        assert!(keys.answered(Picked(1), 200, None, || now).is_none());
+        assert_eq!(keys.answered(Picked(1), 401, None, || now).unwrap().seconds, 30);
         // All rest: the one whose rest ends first is tried.
-        keys.answered(Picked(0), 429, Some(10_000), now);
+        keys.answered(Picked(0), 429, Some(10_000), || now);
         assert_eq!(keys.pick(now), Some(Picked(1)));
         assert_eq!(keys.count(now + LIMITED_REST_MAX * SECOND), (2, 0), "not for longer than five minutes");
     }

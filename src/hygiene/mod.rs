@@ -4,6 +4,8 @@ pub(crate) mod alloc;
 pub(crate) mod block;
 mod capabilities;
 pub(crate) mod chunk;
+#[cfg(feature = "skip-measures")]
+pub(crate) mod counting;
 pub(crate) mod crypto_heap;
 pub(crate) mod environment;
 pub mod heap;

@@ -70,60 +70,115 @@ pub(super) fn process() -> u64 {
 /// The number of the next event.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
-impl Event {
-    /// Puts the event at the end of `out` as one line of JSON. Its id is one that no other event has: 16 hexadecimal
-    /// digits of this process, and a number.
-    pub(super) fn line(&self, out: &mut String) {
+/// Makes lines of events; keeps what the last one had in common with the next.
+#[derive(Default)]
+pub(super) struct Lines {
+    /// A second since 1970 and how it is written, without its fraction.
+    second: i64,
+    written: String,
+}
+
+impl Lines {
+    /// Puts `event` at the end of `out` as one line of JSON. Its id is one that no other event has: 16 hexadecimal digits of
+    /// this process, and a number.
+    pub(super) fn put(&mut self, event: &Event, out: &mut String) {
         let number = NEXT.fetch_add(1, Relaxed);
-        let _ = write!(out, "{{\"id\":\"{:016x}-{number}\",\"time\":\"{:.3}\"", process(), self.ended);
-        let mut text = |name: &str, value: Option<&str>| {
-            if let Some(value) = value {
-                let _ = write!(out, ",\"{name}\":\"");
-                // All of them are configured names and fixed words, which need no escape. What would need one cannot
-                // break the line all the same.
-                out.extend(value.chars().map(|letter| if is_plain(letter) { letter } else { '_' }));
-                out.push('"');
-            }
-        };
-        text("pop", self.pop.as_deref());
-        text("key", self.key.as_ref().map(|(id, _)| &**id));
-        text("label", self.key.as_ref().map(|(_, label)| &**label));
-        text("account", self.account.as_deref());
-        text("upstream", Some(&self.upstream));
-        text("mode", Some(self.mode));
-        text("operation", Some(self.operation));
-        text("model", Some(&self.model));
+        let _ = write!(out, "{{\"id\":\"{:016x}-", process());
+        decimal(out, number);
+        out.push_str("\",\"time\":\"");
+        self.time(event.ended, out);
+        out.push('"');
+        event.rest(out);
+    }
+
+    /// As `{:.3}` of [`Timestamp`] has it; most events share their second with the one before.
+    fn time(&mut self, time: Timestamp, out: &mut String) {
+        let (second, nanos) = (time.as_second(), time.subsec_nanosecond());
+        if nanos < 0 {
+            // Before 1970.
+            let _ = write!(out, "{time:.3}");
+            return;
+        }
+        if self.written.is_empty() || second != self.second {
+            self.written.clear();
+            let whole = Timestamp::from_second(second).unwrap_or(time);
+            let _ = write!(self.written, "{whole:.0}");
+            self.second = second;
+        }
+        out.push_str(self.written.trim_end_matches('Z'));
+        let millis = nanos.unsigned_abs() / 1_000_000;
+        let digit = |unit: u32| char::from(b'0' + (millis / unit % 10) as u8);
+        out.extend(['.', digit(100), digit(10), digit(1), 'Z']);
+    }
+}
+
+impl Event {
+    /// All behind the time.
+    fn rest(&self, out: &mut String) {
+        text(out, ",\"pop\":\"", self.pop.as_deref());
+        text(out, ",\"key\":\"", self.key.as_ref().map(|(id, _)| &**id));
+        text(out, ",\"label\":\"", self.key.as_ref().map(|(_, label)| &**label));
+        text(out, ",\"account\":\"", self.account.as_deref());
+        text(out, ",\"upstream\":\"", Some(&self.upstream));
+        text(out, ",\"mode\":\"", Some(self.mode));
+        text(out, ",\"operation\":\"", Some(self.operation));
+        text(out, ",\"model\":\"", Some(&self.model));
         let tokens = &self.tokens;
-        for (name, value) in [
-            ("input_uncached", tokens.input_uncached),
-            ("input_cache_read", tokens.input_cache_read),
-            ("input_cache_write", tokens.input_cache_write),
-            ("output_response", tokens.output_response),
-            ("output_reasoning", tokens.output_reasoning),
-            ("estimated_input", self.estimated_input),
-            ("estimated_output", self.estimated_output),
-            ("side_input", tokens.side_input),
-            ("side_output", tokens.side_output),
-        ] {
-            let _ = write!(out, ",\"{name}\":{value}");
-        }
+        let mut figure = |begin: &str, value: u64| {
+            out.push_str(begin);
+            decimal(out, value);
+        };
+        figure(",\"input_uncached\":", tokens.input_uncached);
+        figure(",\"input_cache_read\":", tokens.input_cache_read);
+        figure(",\"input_cache_write\":", tokens.input_cache_write);
+        figure(",\"output_response\":", tokens.output_response);
+        figure(",\"output_reasoning\":", tokens.output_reasoning);
+        figure(",\"estimated_input\":", self.estimated_input);
+        figure(",\"estimated_output\":", self.estimated_output);
+        figure(",\"side_input\":", tokens.side_input);
+        figure(",\"side_output\":", tokens.side_output);
         if let Some(audio) = self.audio_ms {
-            let _ = write!(out, ",\"audio_ms\":{audio}");
+            figure(",\"audio_ms\":", audio);
         }
-        let _ = write!(
-            out,
-            ",\"source\":\"{}\",\"outcome\":\"{}\",\"duration_ms\":{}",
-            self.source,
-            self.outcome,
-            self.duration.as_millis()
-        );
+        text(out, ",\"source\":\"", Some(self.source));
+        text(out, ",\"outcome\":\"", Some(self.outcome));
+        let mut millis = |begin: &str, value: Duration| {
+            out.push_str(begin);
+            decimal(out, u64::try_from(value.as_millis()).unwrap_or(u64::MAX));
+        };
+        millis(",\"duration_ms\":", self.duration);
         if let Some(first) = self.first_token {
-            let _ = write!(out, ",\"first_token_ms\":{}", first.as_millis());
+            millis(",\"first_token_ms\":", first);
         }
         if let Some(cost) = self.cost {
-            let _ = write!(out, ",\"cost_usd\":\"{}\"", dollars(cost.into()));
+            out.push_str(",\"cost_usd\":\"");
+            put_dollars(out, cost.into());
+            out.push('"');
         }
         out.push_str("}\n");
+    }
+}
+
+/// Puts a member's beginning, its value and a quote at the end of `out`.
+fn text(out: &mut String, begin: &str, value: Option<&str>) {
+    let Some(value) = value else { return };
+    out.push_str(begin);
+    // All of them are configured names and fixed words, which need no escape. What would need one cannot break the line
+    // all the same.
+    if value.bytes().all(|byte| is_plain(char::from(byte))) {
+        out.push_str(value);
+    } else {
+        out.extend(value.chars().map(|letter| if is_plain(letter) { letter } else { '_' }));
+    }
+    out.push('"');
+}
+
+/// Puts a number at the end of `out`. A line has a dozen of them, and most are short.
+fn decimal(out: &mut String, number: u64) {
+    if number < 10 {
+        out.push(char::from(b'0' + number as u8));
+    } else {
+        let _ = write!(out, "{number}");
     }
 }
 
@@ -134,8 +189,15 @@ fn is_plain(letter: char) -> bool {
 
 /// Picodollars as a decimal number of dollars, exact, without zeros at its end.
 pub(super) fn dollars(pico: u128) -> String {
-    let text = format!("{}.{:012}", pico / 1_000_000_000_000, pico % 1_000_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    let mut text = String::new();
+    put_dollars(&mut text, pico);
+    text
+}
+
+/// The same at the end of `out`.
+fn put_dollars(out: &mut String, pico: u128) {
+    let _ = write!(out, "{}.{:012}", pico / 1_000_000_000_000, pico % 1_000_000_000_000);
+    out.truncate(out.trim_end_matches('0').trim_end_matches('.').len());
 }
 
 /// A decimal number of dollars in picodollars. `None` if it is none, or finer than that.
@@ -178,7 +240,7 @@ pub(super) mod tests {
     #[test]
     fn a_line_is_json_with_all_that_was_given() {
         let mut line = String::new();
-        event().line(&mut line);
+        Lines::default().put(&event(), &mut line);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["time"], "2026-11-21T14:00:00.123Z");
         assert_eq!(value["label"], "ci-bot");
@@ -186,6 +248,26 @@ pub(super) mod tests {
         assert_eq!(value["cost_usd"], "0.0000015");
         assert_eq!(value["first_token_ms"], 99);
         assert_eq!(line.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn times_are_written_as_they_are_whatever_came_before() {
+        let mut lines = Lines::default();
+        for time in [
+            "2026-11-21T14:00:00.1234567Z",
+            "2026-11-21T14:00:00.999999999Z",
+            "2026-11-21T14:00:00Z",
+            "2026-11-21T14:00:01Z",
+            "2026-11-21T14:00:00.005Z",
+            "1970-01-01T00:00:00Z",
+            "1969-12-31T23:59:59.25Z",
+            "9999-12-30T22:00:00.9999Z",
+        ] {
+            let ended: Timestamp = time.parse().unwrap();
+            let (mut line, wanted) = (String::new(), format!("\"time\":\"{ended:.3}\""));
+            lines.put(&Event { ended, ..event() }, &mut line);
+            assert!(line.contains(&wanted), "{line} has no {wanted}");
+        }
     }
 
     #[test]
@@ -210,7 +292,8 @@ pub(super) mod tests {
     fn no_name_breaks_a_line() {
         let mut line = String::new();
         let name: String = (0..=255_u8).map(char::from).collect();
-        Event { upstream: name.as_str().into(), model: "*vendor/a:b@c.d_e-f".into(), ..event() }.line(&mut line);
+        let event = Event { upstream: name.as_str().into(), model: "*vendor/a:b@c.d_e-f".into(), ..event() };
+        Lines::default().put(&event, &mut line);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["model"], "*vendor/a:b@c.d_e-f", "all that a label can hold");
         assert_eq!(value["upstream"].as_str().unwrap().len(), 256);

@@ -7,6 +7,8 @@
 //! Each process writes files of its own ([`file`]), so that two of them can share a folder while one takes over from the
 //! other.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod event;
 mod file;
 mod read;
@@ -226,7 +228,7 @@ impl Opened {
 
 /// Writes batch after batch. What the disk refuses is tried again; meanwhile the queue fills up.
 fn write(events: &Receiver<Event>, mut segment: Segment, counts: &Counts, closing: &AtomicBool) {
-    let mut batch = String::new();
+    let (mut batch, mut lines) = (String::new(), event::Lines::default());
     loop {
         // Before the queue is looked at: what was handed over before is in it then.
         let last = closing.load(Acquire);
@@ -235,7 +237,7 @@ fn write(events: &Receiver<Event>, mut segment: Segment, counts: &Counts, closin
             match events.try_recv() {
                 Ok(event) => {
                     counts.waiting.fetch_sub(1, Relaxed);
-                    event.line(&mut batch);
+                    lines.put(&event, &mut batch);
                     in_batch += 1;
                     if batch.len() as u64 >= segment.batch_bytes() {
                         break false;

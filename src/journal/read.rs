@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let mut line = String::new();
-        event::tests::event().line(&mut line);
+        event::Lines::default().put(&event::tests::event(), &mut line);
         for line in [
             line.trim_end().to_owned(),
             line.clone(),
@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_or_not_whole_is_not_read() {
         let mut line = String::new();
-        event::tests::event().line(&mut line);
+        event::Lines::default().put(&event::tests::event(), &mut line);
         let line = line.trim_end();
         for cut in 0..line.len() {
             assert!(Record::read(&line.as_bytes()[..cut]).is_none(), "{cut}");

@@ -97,7 +97,8 @@ mod tests {
     fn lines(times: &[&str]) -> String {
         let mut text = String::new();
         for time in times {
-            Event { ended: time.parse().unwrap(), ..event::tests::event() }.line(&mut text);
+            let event = Event { ended: time.parse().unwrap(), ..event::tests::event() };
+            event::Lines::default().put(&event, &mut text);
         }
         text
     }

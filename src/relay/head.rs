@@ -137,67 +137,81 @@ fn protected(name: &str) -> bool {
 
 /// The request headers that go to the upstream. `empty_body`: announce a length of zero where the
 /// method makes servers expect a body.
-pub(super) fn request_headers(headers: HeaderMap, privacy: Privacy, empty_body: bool) -> HeaderMap {
+pub(super) fn request_headers(mut headers: HeaderMap, privacy: Privacy, empty_body: bool) -> HeaderMap {
     let listed = listed_in_connection(&headers);
     let trailers_welcome = headers.get_all(header::TE).iter().any(|value| {
         value.to_str().is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
     });
     let announced_zero = empty_body && headers.contains_key(header::CONTENT_LENGTH);
-    let mut kept = HeaderMap::with_capacity(headers.len() + 2);
-    let mut last: Option<HeaderName> = None;
-    let mut keep = false;
-    for (name, value) in headers {
-        if let Some(name) = name {
-            keep = match request_fate(name.as_str()) {
-                Fate::Keep => !listed.contains(&name) || protected(name.as_str()),
-                Fate::Ours | Fate::Address => false,
-                Fate::Device => privacy < Privacy::Device,
-                Fate::Session => privacy < Privacy::Session,
-            };
-            last = Some(name);
-        }
-        // The map gives a name once for all of its values.
-        if keep && let Some(name) = &last {
-            kept.append(name, value);
-        }
-    }
+    take_off(&mut headers, |name| match request_fate(name.as_str()) {
+        Fate::Keep => !listed.contains(name) || protected(name.as_str()),
+        // Written over below, all of its values at once.
+        Fate::Ours if *name == header::ACCEPT_ENCODING => true,
+        Fate::Ours | Fate::Address => false,
+        Fate::Device => privacy < Privacy::Device,
+        Fate::Session => privacy < Privacy::Session,
+    });
     // Encoded answers stream in bursts, and the meter would have to decode them (WIRE section 9).
-    kept.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if trailers_welcome {
-        kept.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
     if announced_zero {
-        kept.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     if privacy >= Privacy::Session {
-        kept.insert(header::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static("nullhop"));
     }
-    kept
+    headers
 }
 
 /// The answer's headers that go to the client.
-pub(super) fn response_headers(headers: HeaderMap) -> HeaderMap {
+pub(super) fn response_headers(mut headers: HeaderMap) -> HeaderMap {
     let listed = listed_in_connection(&headers);
     let coded = headers.contains_key(header::TRANSFER_ENCODING);
-    let mut kept = HeaderMap::with_capacity(headers.len());
-    let mut last: Option<HeaderName> = None;
-    let mut keep = false;
-    for (name, value) in headers {
-        if let Some(name) = name {
-            keep = response_passes(name.as_str()) && (!listed.contains(&name) || protected(name.as_str()));
-            last = Some(name);
-        }
-        if keep && let Some(name) = &last {
-            kept.append(name, value);
-        }
-    }
+    take_off(&mut headers, |name| {
+        response_passes(name.as_str()) && (!listed.contains(name) || protected(name.as_str()))
+    });
     if coded {
         // RFC 9112 section 6.3: chunks decide, and a length beside them must not be passed on. Kept,
         // it would cut the answer short for the client, with a clean end.
-        kept.remove(header::CONTENT_LENGTH);
+        headers.remove(header::CONTENT_LENGTH);
     }
-    kept
+    headers
 }
+
+/// Takes off every header whose name does not pass, in place: most stay, and moving those to another map costs a block
+/// for the map and the look-up of each name.
+fn take_off(headers: &mut HeaderMap, passes: impl Fn(&HeaderName) -> bool) {
+    /// So many at a time. More are rare.
+    const MANY: usize = 12;
+    loop {
+        let mut gone = [const { None }; MANY];
+        let (mut found, mut names) = (0, headers.keys());
+        while found < MANY
+            && let Some(name) = names.find(|name| !passes(name))
+        {
+            // A name that is known is copied without a block of its own.
+            let known = DEVICE.iter().find(|known| *known == name);
+            gone[found] = Some(known.unwrap_or(name).clone());
+            found += 1;
+        }
+        for name in gone.iter().flatten() {
+            headers.remove(name);
+        }
+        if found < MANY {
+            return;
+        }
+    }
+}
+
+/// What is taken off most often of what is no standard name.
+static DEVICE: [HeaderName; 4] = [
+    HeaderName::from_static("x-stainless-os"),
+    HeaderName::from_static("x-stainless-arch"),
+    HeaderName::from_static("x-stainless-runtime"),
+    HeaderName::from_static("x-stainless-runtime-version"),
+];
 
 /// The names that a `Connection` header declares to be for this hop only.
 fn listed_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
@@ -206,6 +220,8 @@ fn listed_in_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
+        // Is taken off in any case, and nearly always what is listed.
+        .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
         .collect()
 }
@@ -247,6 +263,29 @@ mod tests {
         assert_eq!(names, ["accept-encoding", "authorization", "te", "user-agent", "x-custom", "x-stainless-lang"]);
         assert_eq!(kept["accept-encoding"], "identity");
         assert_eq!(kept.get_all("x-custom").iter().count(), 2);
+    }
+
+    #[test]
+    fn as_many_as_there_are_go() {
+        let mut headers = HeaderMap::new();
+        for number in 0..100 {
+            for name in [format!("cf-{number}"), format!("x-kept-{number}"), format!("x-claude-code-{number}")] {
+                let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+                headers.append(name.clone(), HeaderValue::from_static("a"));
+                headers.append(name, HeaderValue::from_static("b"));
+            }
+        }
+        let kept = request_headers(headers, Privacy::Session, false);
+        assert_eq!(kept.keys_len(), 102);
+        assert_eq!(kept.len(), 202, "each with both of its values");
+        assert!(kept.keys().all(|name| {
+            let name = name.as_str();
+            name.starts_with("x-kept-") || name == "accept-encoding" || name == "user-agent"
+        }));
+        let answer =
+            (0..50).map(|number| HeaderName::from_bytes(format!("sec-websocket-{number}").as_bytes()).unwrap());
+        let answer = answer.map(|name| (name, HeaderValue::from_static("x"))).collect();
+        assert!(response_headers(answer).is_empty());
     }
 
     #[test]

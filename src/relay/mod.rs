@@ -3,6 +3,8 @@
 //! Before the answer's head is known a fault becomes a [`Refusal`]; afterwards it can only cut the
 //! stream. [`exchange`] is the whole of it; `body` carries the answer, `websocket` what follows a 101.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod body;
 mod head;
 mod hide;

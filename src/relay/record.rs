@@ -39,9 +39,9 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Whose permit it is.
-    pub(super) fn of(permit: &Permit) -> Self {
-        Self { key: permit.key(), account: permit.account(), cost: None }
+    /// Whose permit it is, and what its exchange costs.
+    pub(super) fn of(permit: &Permit, cost: Option<u64>) -> Self {
+        Self { key: permit.key(), account: permit.account(), cost }
     }
 }
 
@@ -50,10 +50,11 @@ impl Recorder {
         Self { journal, names }
     }
 
-    /// Hands an exchange's record over. One that no upstream was chosen for has none. Neither waits nor copies a text.
-    pub(crate) fn record(&self, account: &Account, owner: Owner) {
+    /// Hands the record of an exchange over that ended at `ended`. One that no upstream was chosen for has none. Neither
+    /// waits nor copies a text.
+    pub(crate) fn record(&self, account: &Account, owner: Owner, ended: Timestamp) {
         if let Some(upstream) = account.upstream
-            && let Some(event) = event(account, upstream, &self.names, owner, Timestamp::now())
+            && let Some(event) = event(account, upstream, &self.names, owner, ended)
         {
             self.journal.record(event);
         }

@@ -80,13 +80,14 @@ pub(crate) struct Tally {
     permit: Option<Rc<Permit>>,
     /// Over a WebSocket: answers that were asked for.
     asked: Option<u64>,
-    in_flight: GaugeGuard,
+    /// Raised for the upstream once there is one, or when an answer without one goes out. Between its head and its route a
+    /// request waits for nothing, so that nobody can see it there.
+    in_flight: Option<GaugeGuard>,
 }
 
 impl Tally {
     /// Opens the account of a request whose route is not known yet.
     pub(crate) fn open(handles: Arc<Handles>, recorder: Option<Rc<Recorder>>, started: Instant) -> Self {
-        let in_flight = GaugeGuard::new(&handles.no_upstream().in_flight);
         Self {
             handles,
             recorder,
@@ -113,16 +114,18 @@ impl Tally {
             left: None,
             permit: None,
             asked: None,
-            in_flight,
+            in_flight: None,
         }
     }
 
     /// The request goes to `upstream`.
     pub(crate) fn routed(&mut self, upstream: UpstreamId, operation: Operation, mode: Mode) {
-        self.upstream = Some(upstream);
+        let known = self.upstream.replace(upstream);
         self.operation = operation;
         self.mode = mode;
-        self.in_flight = GaugeGuard::new(&self.handles.traffic(self.upstream).in_flight);
+        if known != self.upstream {
+            self.in_flight = Some(GaugeGuard::new(&self.handles.traffic(self.upstream).in_flight));
+        }
     }
 
     /// The request is admitted; its permit is settled with this account.
@@ -208,7 +211,9 @@ impl Tally {
         self.streaming = streaming;
         self.head_came = true;
         self.last_byte = Instant::now();
-        self.handles.traffic(self.upstream).response(status, source);
+        let traffic = self.handles.traffic(self.upstream);
+        traffic.response(status, source);
+        self.in_flight.get_or_insert_with(|| GaugeGuard::new(&traffic.in_flight));
     }
 
     /// Looks the answer's model up as soon as it has a name, so that nobody keeps the name.
@@ -279,7 +284,7 @@ impl Tally {
 
     fn flush(&mut self) {
         let traffic = self.handles.traffic(self.upstream);
-        traffic.response_bytes.inc_by(std::mem::take(&mut self.response_bytes));
+        add(&traffic.response_bytes, std::mem::take(&mut self.response_bytes));
     }
 }
 
@@ -294,8 +299,8 @@ enum Figures {
 
 impl Tally {
     /// Closes the account: how it ended and what it cost. To be called once.
-    fn settle_usage(&mut self) -> Account {
-        let now = self.left.unwrap_or_else(Instant::now);
+    fn settle_usage(&mut self, now: Instant) -> Account {
+        let now = self.left.unwrap_or(now);
         let mut outcome = self.outcome.unwrap_or(if std::thread::panicking() {
             Outcome::Internal
         } else if self.handles.process().cutting() {
@@ -377,8 +382,7 @@ impl Tally {
     }
 
     /// Settles the permit by the account. Returns what the exchange costs, in picodollars.
-    fn settle_permit(&mut self, account: &Account) -> Option<u64> {
-        let permit = self.permit.take()?;
+    fn settle_permit(&self, permit: &Permit, account: &Account, now: Instant) -> Option<u64> {
         let tokens = Charged {
             uncached: account.tokens.uncached + account.estimated_input,
             cache_read: account.tokens.cache_read,
@@ -392,6 +396,7 @@ impl Tally {
             model: account.model,
             outcome: account.outcome,
             requests: self.asked.unwrap_or(1),
+            at: now,
         })
     }
 
@@ -461,12 +466,12 @@ impl Tally {
         if let Some(reason) = account.missing {
             metrics.missing(reason).inc();
         }
-        metrics.estimated(TokenDirection::Input).inc_by(account.estimated_input);
-        metrics.estimated(TokenDirection::Output).inc_by(account.estimated_output);
+        add(metrics.estimated(TokenDirection::Input), account.estimated_input);
+        add(metrics.estimated(TokenDirection::Output), account.estimated_output);
         if matches!(account.source, UsageSource::Provider | UsageSource::Partial) {
             let model = metrics.model(account.model);
             for kind in TokenKind::ALL {
-                model.tokens(*kind).inc_by(account.tokens.of_kind(*kind));
+                add(model.tokens(*kind), account.tokens.of_kind(*kind));
             }
         }
         if account.source == UsageSource::Provider && account.outcome == Outcome::Ok {
@@ -482,20 +487,28 @@ impl Tally {
     }
 }
 
+/// What is nothing need not be added: all workers move the same counters, and each move takes them from the others' caches.
+fn add(counter: &IntCounter, more: u64) {
+    if more > 0 {
+        counter.inc_by(more);
+    }
+}
+
 impl Drop for Tally {
     fn drop(&mut self) {
         self.flush();
-        let account = self.settle_usage();
+        let now = Instant::now();
+        let account = self.settle_usage(now);
         // Its own bytes are counted with this, before the end of the request is.
         self.billed = None;
         if self.head_came {
             self.handles.traffic(self.upstream).stall_seconds.observe(self.longest_silence);
         }
         // What was not let in has no record: otherwise anybody could fill the disk with wrong keys.
-        if let Some(owner) = self.permit.as_deref().map(Owner::of) {
-            let cost = self.settle_permit(&account);
+        if let Some(permit) = self.permit.take() {
+            let cost = self.settle_permit(&permit, &account, now);
             if let Some(recorder) = &self.recorder {
-                recorder.record(&account, Owner { cost, ..owner });
+                recorder.record(&account, Owner::of(&permit, cost), permit.wall(now));
             }
         }
         self.count(&account);
@@ -559,7 +572,7 @@ mod tests {
         let mut idle = tally(&handles);
         idle.answered(101, Source::Upstream, true);
         idle.metered(&Report::absent());
-        let account = idle.settle_usage();
+        let account = idle.settle_usage(Instant::now());
         assert_eq!((account.source, account.missing), (UsageSource::None, None));
         drop(idle);
         assert_eq!(value(&metrics, &["nullhop_usage_missing_total"]), 0);
@@ -576,7 +589,7 @@ mod tests {
                 tally.settle(outcome);
                 tally.settle(Outcome::Internal);
             }
-            tally.settle_usage()
+            tally.settle_usage(Instant::now())
         };
         let account = of(Usage::Final, Some(Outcome::Ok));
         assert_eq!((account.source, account.outcome), (UsageSource::Provider, Outcome::Ok));
@@ -624,7 +637,7 @@ mod tests {
         tally.passed(b"more", at(5000));
         tally.ended(Outcome::Ok);
         tally.metered(&Report { usage: Usage::Final, output: Some(11), ..Report::absent() });
-        let account = tally.settle_usage();
+        let account = tally.settle_usage(Instant::now());
         assert_eq!(account.outcome, Outcome::ClientAbort);
         assert_eq!(account.duration, Duration::from_millis(1300));
         assert_eq!(account.first_byte, Some(Duration::from_millis(100)));

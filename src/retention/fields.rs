@@ -496,6 +496,10 @@ pub(super) const NAME_BYTES_MAX: usize = 26 * 3;
 
 /// Whether `name` is a spelling of `member` to some parser.
 pub(super) fn folds_to(name: &[u8], member: &str) -> bool {
+    // A letter from outside ASCII takes more bytes than the one that it folds to.
+    if name.len() <= member.len() {
+        return name.eq_ignore_ascii_case(member.as_bytes());
+    }
     let mut rest = name;
     for expected in member.bytes() {
         let (letter, taken) = match rest {

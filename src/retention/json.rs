@@ -670,14 +670,16 @@ impl Json {
     /// The member that waits goes on as it is, with its comma if there is something in front of it.
     fn keep(&mut self) {
         let Some(from) = self.hold.take() else { return };
-        let mut text = Vec::with_capacity(self.held.len() + 1);
+        let owed = self.comma == Comma::Owed && self.kept;
+        // Nearly every member stays where it is, and there is nothing to put in front of it.
+        let room = if owed || !self.held.is_empty() { self.held.len() + 1 } else { 0 };
+        let mut text = Vec::with_capacity(room);
         match self.comma {
             Comma::Held if !self.kept => match self.held.first_mut() {
                 Some(comma) => *comma = b' ',
                 None => self.edits.push(Edit::Blank { start: from, end: from + 1 }),
             },
-            Comma::Owed if self.kept => text.push(b','),
-            _ => {}
+            _ => text.extend(owed.then_some(b',')),
         }
         self.comma = Comma::None;
         move_to(&mut self.held, &mut text);

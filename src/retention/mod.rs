@@ -1,6 +1,8 @@
 //! What a request may ask of a provider: rules by path and by field, and the edits that they need, in one pass over the
 //! body. The table is `docs/retention.md`; what is edited and why so, `docs/decisions/0012-what-is-refused.md`.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod fields;
 mod form;
 mod json;
@@ -211,7 +213,7 @@ impl Policy {
         Some(Editor { decoder: None, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false, may_be_empty: true })
     }
 
-    fn read_target(&self, path: &Path, vendor: Vendor, method: &Method, query: Option<&str>) -> Result<(), Denied> {
+    fn read_target(&self, path: &Path<'_>, vendor: Vendor, method: &Method, query: Option<&str>) -> Result<(), Denied> {
         if let Some(rule) = path.refused(vendor, method)
             && self.rules.has(rule)
         {

@@ -1,5 +1,7 @@
 //! What a path asks for: what it would read or leave at the provider, which API's body comes with it, and the model.
 
+use std::borrow::Cow;
+
 use http::Method;
 
 use super::fields;
@@ -9,11 +11,11 @@ use super::vendor::Vendor;
 
 /// A path, taken apart as the most lenient server would read it: escapes decoded (also twice), parameters of segments cut
 /// off, without case.
-pub(super) struct Path {
+pub(super) struct Path<'p> {
     /// In lower case.
-    segments: Vec<String>,
-    /// As written, but for escapes: what may be the name of a model.
-    names: Vec<String>,
+    segments: Vec<Cow<'p, str>>,
+    /// As written, but for escapes: what may be the name of a model. `None`: the segments are as they were written.
+    names: Option<Vec<String>>,
 }
 
 /// What is known of the body that comes with a path.
@@ -42,12 +44,20 @@ const BEFORE_NAMES: [&str; 11] = [
     "tunedmodels",
 ];
 
-impl Path {
-    pub(super) fn new(path: &str) -> Self {
+impl<'p> Path<'p> {
+    pub(super) fn new(path: &'p str) -> Self {
+        // Nothing to decode, to cut off or to write in another case: nearly every path.
+        let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' | b':' | b'@');
+        if path.bytes().all(plain) {
+            let mut segments = Vec::with_capacity(8);
+            segments.extend(path.split('/').filter(|part| !part.is_empty()).map(Cow::Borrowed));
+            return Self { segments, names: None };
+        }
         let names: Vec<String> = path.split('/').filter(|part| !part.is_empty()).map(decoded).collect();
         let whole = names.join("/").to_lowercase();
         let clean = |part: &str| part.split(';').next().unwrap_or("").trim().to_owned();
-        Self { segments: whole.split('/').map(clean).filter(|part| !part.is_empty()).collect(), names }
+        let segments = whole.split('/').map(clean).filter(|part| !part.is_empty()).map(Cow::Owned);
+        Self { segments: segments.collect(), names: Some(names) }
     }
 
     fn ends(&self, tail: &[&str]) -> bool {
@@ -108,7 +118,7 @@ impl Path {
                 "responses" | "interactions" => {
                     let known = match rest {
                         [] => true,
-                        [only] => resource == "responses" && matches!(only.as_str(), "compact" | "input_tokens"),
+                        [only] => resource == "responses" && matches!(&**only, "compact" | "input_tokens"),
                         _ => false,
                     };
                     (!known).then_some(Rule::Stored)
@@ -118,7 +128,7 @@ impl Path {
             if found.is_some() {
                 return found;
             }
-            skip = BEFORE_NAMES.contains(&segment.as_str());
+            skip = BEFORE_NAMES.contains(&&**segment);
         }
         match self.verb() {
             Some("batchgeneratecontent" | "asyncbatchembedcontent") => Some(Rule::Batches),
@@ -129,14 +139,19 @@ impl Path {
 
     /// The names of models in the path.
     pub(super) fn models(&self) -> impl Iterator<Item = &str> {
-        self.names.windows(2).filter_map(|pair| {
-            let name = pair[1].as_str();
-            match pair[0].to_lowercase().as_str() {
+        let count = self.names.as_ref().map_or(self.segments.len(), Vec::len);
+        let name = |place: usize| match &self.names {
+            Some(names) => names[place].as_str(),
+            None => &*self.segments[place],
+        };
+        (1..count).filter_map(move |place| {
+            // Outside ASCII, only `k` is a letter's lower case (U+212A), and none of these has one.
+            let before = |words: &[&str]| words.iter().any(|word| name(place - 1).eq_ignore_ascii_case(word));
+            if before(&["models", "tunedmodels", "endpoints"]) {
                 // Without a method at its end it is asked about, not asked.
-                "models" | "tunedmodels" | "endpoints" => name.rsplit_once(':').map(|(name, _)| name),
-                "deployments" | "engines" | "model" => Some(name),
-                _ => None,
+                return name(place).rsplit_once(':').map(|(name, _)| name);
             }
+            before(&["deployments", "engines", "model"]).then(|| name(place))
         })
     }
 
@@ -161,7 +176,7 @@ impl Path {
                 _ => {}
             }
         }
-        let last = self.segments.last()?.as_str();
+        let last = &**self.segments.last()?;
         Some(match last {
             "completions" if self.ends(&["chat", "completions"]) => {
                 let root = match vendor {
@@ -202,7 +217,7 @@ impl Path {
 
     /// What WebSocket messages of this path can say, and whether members that are added belong to `response.create` only.
     pub(super) fn messages(&self) -> Option<(&'static Node, bool)> {
-        let last = self.segments.last()?.as_str();
+        let last = &**self.segments.last()?;
         if self.segments.first().is_some_and(|first| first == "ws") || last.contains("bidigeneratecontent") {
             return Some((&fields::LIVE_MESSAGE, false));
         }
@@ -344,6 +359,24 @@ mod tests {
             (Vendor::Bedrock, "POST", "/model/files/converse"),
         ] {
             assert_eq!(refused(vendor, method, path), None, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn plain_paths_are_read_as_all_are() {
+        for path in [
+            "/v1/chat/completions",
+            "/v1/files",
+            "/v1beta/models/gemini-x.1:generatecontent",
+            "/model/a@1/converse",
+            "//x//",
+            "/",
+            "",
+        ] {
+            let escaped = path.replace('e', "%65");
+            let (plain, read) = (Path::new(path), Path::new(&escaped));
+            assert_eq!(plain.segments, read.segments, "{path}");
+            assert!(plain.models().eq(read.models()), "{path}");
         }
     }
 

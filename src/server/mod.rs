@@ -2,6 +2,8 @@
 //! first steps: head policy, route, admission. Then it is `relay`'s.
 
 mod answer;
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod connection;
 mod h1;
 mod policy;

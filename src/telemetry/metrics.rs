@@ -271,11 +271,7 @@ impl Handles {
         &self.models
     }
 
-    /// For requests that end before an upstream is chosen.
-    pub(crate) fn no_upstream(&self) -> &TrafficMetrics {
-        &self.no_upstream
-    }
-
+    /// `None`: of requests that end before an upstream is chosen.
     pub(crate) fn traffic(&self, upstream: Option<UpstreamId>) -> &TrafficMetrics {
         match upstream {
             Some(id) => &self.upstream(id).traffic,
@@ -1417,7 +1413,7 @@ mod tests {
                       {le=1.28,operation=messages,streaming=true,upstream=openai}";
         assert_eq!(value(&metrics, series), Some(1.0));
 
-        handles.no_upstream().finished(Operation::Other, Mode::None, false, Outcome::ClientError, second);
+        handles.traffic(None).finished(Operation::Other, Mode::None, false, Outcome::ClientError, second);
         let series = "nullhop_requests_total{mode=none,operation=other,outcome=client_error,upstream=none}";
         assert_eq!(value(&metrics, series), Some(1.0));
     }

@@ -37,7 +37,29 @@ pub(crate) struct ModelTable {
     /// `other` is the first one.
     labels: Arc<[Arc<str>]>,
     /// In the order in which they are tried.
-    patterns: Arc<[(Arc<str>, ModelId)]>,
+    patterns: Arc<[Pattern]>,
+}
+
+#[derive(Debug)]
+struct Pattern {
+    text: Box<[u8]>,
+    /// How many bytes stand before its first `*`: with these a name must begin.
+    literal: usize,
+    id: ModelId,
+}
+
+impl Pattern {
+    fn new(text: &str, id: ModelId) -> Self {
+        let text: Box<[u8]> = text.to_ascii_lowercase().into_bytes().into();
+        let literal = text.iter().position(|byte| *byte == b'*').unwrap_or(text.len());
+        Self { text, literal, id }
+    }
+
+    /// Whether `name` begins as one that fits. Most do not, and by their first letter.
+    fn may_fit(&self, name: &[u8]) -> bool {
+        let literal = &self.text[..self.literal];
+        literal.first().is_none_or(|first| name.first() == Some(first) && name.starts_with(literal))
+    }
 }
 
 impl ModelTable {
@@ -57,7 +79,7 @@ impl ModelTable {
                 None => continue,
             };
             let Ok(place) = u8::try_from(place) else { continue };
-            patterns.push((pattern.to_ascii_lowercase().into(), ModelId(place)));
+            patterns.push(Pattern::new(pattern, ModelId(place)));
         }
         Self { labels: labels.into(), patterns: patterns.into() }
     }
@@ -73,14 +95,14 @@ impl ModelTable {
         lower.make_ascii_lowercase();
         let reduced = reduced(lower);
         let undated = undated(reduced);
-        let fits = |pattern: &str| {
-            let pattern = pattern.as_bytes();
-            fits(pattern, reduced)
-                || (undated.len() < reduced.len() && fits(pattern, undated))
+        let fits = |pattern: &&Pattern| {
+            // What is undated is the beginning of what is reduced.
+            (pattern.may_fit(reduced)
+                && (fits(&pattern.text, reduced) || (undated.len() < reduced.len() && fits(&pattern.text, undated))))
                 // A pattern may name what is taken off: a vendor, a variant.
-                || (reduced.len() < lower.len() && fits(pattern, lower))
+                || (reduced.len() < lower.len() && pattern.may_fit(lower) && fits(&pattern.text, lower))
         };
-        self.patterns.iter().find(|(pattern, _)| fits(pattern)).map_or(ModelId::OTHER, |(_, id)| *id)
+        self.patterns.iter().find(fits).map_or(ModelId::OTHER, |pattern| pattern.id)
     }
 
     /// The id of a label, or of a configured pattern, which is one.
