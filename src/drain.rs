@@ -47,6 +47,11 @@ impl DrainWatcher {
         *self.0.borrow()
     }
 
+    /// Whether it has moved since this watcher was made or cloned. No lock.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.0.has_changed().unwrap_or(true)
+    }
+
     /// Returns once `phase` or a later one is reached. Never returns if the trigger is gone before.
     pub(crate) async fn reached(&mut self, phase: Phase) {
         if self.0.wait_for(|now| *now >= phase).await.is_err() {

@@ -293,6 +293,17 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
+    /// Whether nothing was reported of the reading side since somebody last found it empty. No system call, and nobody is
+    /// woken for it: whoever waits for it has been waiting since then.
+    pub(crate) fn is_still(&self) -> bool {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.io(),
+        };
+        // Asks for the flag only; nothing is read.
+        socket.shared.stream.try_io(Interest::READABLE, || Ok(())).is_err()
+    }
+
     /// What has arrived, as a block of its own, of at most two TLS records; an empty one is the peer's orderly end. A
     /// connection on which nothing has arrived holds no buffer.
     ///

@@ -40,6 +40,8 @@ pub(crate) struct Served {
     current: Cell<u64>,
     /// Its [`Inbound`] lives.
     held: Cell<bool>,
+    /// The task that answers waits for the client to say something, or to leave.
+    watching: Cell<bool>,
     /// Somebody waits for that to end.
     waker: RefCell<Option<Waker>>,
     takeover: RefCell<Option<oneshot::Sender<(Transport, Chunk)>>>,
@@ -68,6 +70,7 @@ impl Served {
             expects: Cell::new(false),
             current: Cell::new(0),
             held: Cell::new(false),
+            watching: Cell::new(false),
             waker: RefCell::new(None),
             takeover: RefCell::new(None),
         })
@@ -88,6 +91,7 @@ impl Served {
         bytes_max: usize,
         fields_max: usize,
     ) -> Poll<Result<RequestHead, ReadFault>> {
+        self.watching.set(false);
         self.with_wire(|wire| wire.poll_head(cx, bytes_max, fields_max)).unwrap_or(Poll::Ready(Err(ReadFault::Io)))
     }
 
@@ -96,6 +100,7 @@ impl Served {
         *self.decoder.borrow_mut() = Decoder::new(framing);
         self.expects.set(expects);
         self.held.set(true);
+        self.watching.set(false);
         self.current.set(self.current.get() + 1);
         Inbound { served: self.clone(), number: self.current.get() }
     }
@@ -115,14 +120,22 @@ impl Served {
     }
 
     /// Looks whether the client has left, once its request is read. What it sends early is kept, and then it is not looked
-    /// at until that is used.
+    /// at until that is used. To be called by one task for each request.
     pub(crate) fn client_left(&self, cx: &mut Context<'_>) -> bool {
         if !self.body_is_read() {
             // Whoever reads the body sees it.
             return false;
         }
-        self.with_wire(|wire| wire.unread() == 0 && matches!(wire.poll_more(cx), Poll::Ready(Ok(false) | Err(_))))
-            .unwrap_or(false)
+        self.with_wire(|wire| {
+            if wire.unread() > 0 || (self.watching.get() && wire.is_still()) {
+                return false;
+            }
+            let polled = wire.poll_more(cx);
+            // Who has used up its turn is told to wait as well, and waits for nothing.
+            self.watching.set(polled.is_pending() && tokio::task::coop::has_budget_remaining());
+            matches!(polled, Poll::Ready(Ok(false) | Err(_)))
+        })
+        .unwrap_or(false)
     }
 
     /// Hands the connection over, if somebody wants it for another protocol.

@@ -98,6 +98,11 @@ impl Wire {
         (self.transport, Chunk::taken(unread))
     }
 
+    /// Whether nothing can have come since a read found nothing. Only for whoever was told to wait then, and waits still.
+    fn is_still(&self) -> bool {
+        self.transport.is_still()
+    }
+
     /// Reads on. `false`: the peer has ended its side.
     pub(crate) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let block = ready!(self.transport.poll_block(cx))?;

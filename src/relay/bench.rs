@@ -53,7 +53,7 @@ impl Accounts {
         tally.routed(UpstreamId(0), Operation::ChatCompletions, Mode::Managed);
         tally.admitted(permit.shared());
         tally.look(Look::new(Call { api: Api::OpenaiChat, array: false }, answer));
-        tally.answered(200, Source::Upstream, false);
+        tally.answered(200, Source::Upstream, false, Instant::now());
         tally.passed(body, Instant::now());
         tally.ended(Outcome::Ok);
     }

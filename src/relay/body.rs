@@ -98,12 +98,11 @@ pub(super) struct Stream {
     tally: Tally,
     stall: StallMark,
     silence_max: Duration,
-    /// Fires when the silence may have lasted too long; set anew then, not with each chunk.
-    alarm: Pin<Box<Sleep>>,
+    /// Fires when the silence may have lasted too long; set anew then, not with each chunk. Made when there is something to
+    /// wait for.
+    alarm: Option<Pin<Box<Sleep>>>,
     /// What the outcome is if the end is reached.
     outcome: Outcome,
-    /// Chunks so far, for sampling what one costs.
-    chunks: u32,
     ended: bool,
     /// For how long it is read on when its client leaves.
     abort_drain: Duration,
@@ -178,17 +177,15 @@ impl Stream {
         outcome: Outcome,
         abort_drain: Duration,
     ) -> Self {
-        let look_at = tally.may_be_cut().then(|| Instant::now() + LOOK_EVERY);
-        let first = look_at.map_or(silence_max, |_| silence_max.min(LOOK_EVERY));
+        let look_at = tally.may_be_cut().then(|| tally.last_byte() + LOOK_EVERY);
         let mut this = Self {
             inflow: Some(inflow),
             upload,
             tally,
             stall,
             silence_max,
-            alarm: Box::pin(tokio::time::sleep(first)),
+            alarm: None,
             outcome,
-            chunks: 0,
             ended: false,
             abort_drain,
             look_at,
@@ -238,7 +235,15 @@ impl Stream {
     }
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
-        while self.alarm.as_mut().poll(cx).is_ready() {
+        loop {
+            let alarm = self.alarm.get_or_insert_with(|| {
+                let first = self.tally.last_byte() + self.silence_max;
+                let first = self.look_at.map_or(first, |look_at| first.min(look_at));
+                Box::pin(tokio::time::sleep_until(first.into()))
+            });
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
             if self.over(Instant::now()) {
                 return Poll::Ready(Some(Err(BodyFault::Limited)));
             }
@@ -248,9 +253,10 @@ impl Stream {
                 return Poll::Ready(Some(Err(BodyFault::Silent)));
             }
             let next = last + self.silence_max;
-            self.alarm.as_mut().reset(self.look_at.map_or(next, |look_at| next.min(look_at)).into());
+            if let Some(alarm) = &mut self.alarm {
+                alarm.as_mut().reset(self.look_at.map_or(next, |look_at| next.min(look_at)).into());
+            }
         }
-        Poll::Pending
     }
 
     /// Looks, once in a while, whether the stream must be cut for a limit, and does.
@@ -310,6 +316,8 @@ const DRAINS_MAX: u32 = 64;
 const DRAIN_BYTES_MAX: u64 = 16 << 20;
 
 thread_local! {
+    /// Chunks of this thread so far, for sampling what one costs.
+    static CHUNKS: Cell<u32> = const { Cell::new(0) };
     static DRAINS: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -402,14 +410,14 @@ impl Body for AnswerBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         match self.get_mut() {
             Self::Relayed(relayed) => {
-                let chunks = relayed.stream.as_ref().map_or(1, |stream| stream.chunks);
-                let began = chunks.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
+                let chunk = CHUNKS.get();
+                let began = chunk.is_multiple_of(CHUNKS_PER_SAMPLE).then(Instant::now);
                 let polled = relayed.poll_frame(cx);
-                if let Poll::Ready(Some(Ok(_))) = &polled
-                    && let Some(stream) = &mut relayed.stream
-                {
-                    stream.chunks = stream.chunks.wrapping_add(1);
-                    if let Some(began) = began {
+                if let Poll::Ready(Some(Ok(_))) = &polled {
+                    CHUNKS.set(chunk.wrapping_add(1));
+                    if let Some(began) = began
+                        && let Some(stream) = &relayed.stream
+                    {
                         stream.tally.handles().overhead(Phase::Chunk).observe(began.elapsed());
                     }
                 }

@@ -162,7 +162,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     let head = RequestHead { method: parts.method, path: std::mem::take(&mut way.path), headers };
     let sent = Instant::now();
     way.tally.handles().overhead(Phase::Request).observe(way.tally.age(sent));
-    match await_head(&way, &head, &upload).await {
+    match await_head(&way, &head, &upload, sent).await {
         Ok(answer) if way.permit.answered(answer.status.as_u16(), &answer.headers) => {
             drain_rest(upload.take_rest());
             Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally })
@@ -171,7 +171,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
             let came = Instant::now();
             let handles = way.tally.handles().clone();
             handles.upstream(way.upstream.id).response_head_seconds.observe(came.saturating_duration_since(sent));
-            let response = pass_on(answer, upload, way);
+            let response = pass_on(answer, upload, way, came);
             handles.overhead(Phase::ResponseHead).observe(came.elapsed());
             Ok(response)
         }
@@ -205,14 +205,13 @@ fn denied_to(way: &Way, denied: Denied) -> Refusal {
 }
 
 /// Sends the request and waits for the head of its answer, with an eye on the upload and the clock.
-async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>) -> Result<Answer, Refusal> {
+async fn await_head(way: &Way, head: &RequestHead, upload: &Rc<Upload>, started: Instant) -> Result<Answer, Refusal> {
     let limits = &way.config.limits;
     let head_timeout = way.upstream_config().head_timeout;
     let metrics = way.tally.handles().upstream(way.upstream.id);
     let mut send = std::pin::pin!(way.upstream.send(head, upload, way.permit.tenant));
-    let started = Instant::now();
     let mut rate = RateWatch::new(started, limits.body_grace, limits.body_rate_min);
-    let mut alarm = std::pin::pin!(tokio::time::sleep(head_timeout.min(limits.body_grace)));
+    let mut alarm = std::pin::pin!(tokio::time::sleep_until((started + head_timeout.min(limits.body_grace)).into()));
     let mut early: Option<Answer> = None;
     let answer = std::future::poll_fn(|cx| {
         upload.watch(cx);
@@ -289,7 +288,7 @@ fn refusal_of(fault: SendFault, way: &Way, upload: &Upload) -> Refusal {
     }
 }
 
-fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerBody> {
+fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> Response<AnswerBody> {
     let Answer { status, headers, body } = answer;
     let mut headers = head::response_headers(headers);
     way.permit.rewrite_answer(way.dialect, &mut headers);
@@ -303,7 +302,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way) -> Response<AnswerB
         streaming |= look.streams();
         way.tally.look(look);
     }
-    way.tally.answered(status.as_u16(), Source::Upstream, streaming);
+    way.tally.answered(status.as_u16(), Source::Upstream, streaming, came);
     // What comes encoded cannot be taken out of; its client sees one event more.
     let hide = events && upload.facts().usage_added && plain(&headers);
     if hide {

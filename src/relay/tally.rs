@@ -207,10 +207,10 @@ impl Tally {
     }
 
     /// The head of an answer goes to the client.
-    pub(crate) fn answered(&mut self, status: u16, source: Source, streaming: bool) {
+    pub(crate) fn answered(&mut self, status: u16, source: Source, streaming: bool, now: Instant) {
         self.streaming = streaming;
         self.head_came = true;
-        self.last_byte = Instant::now();
+        self.last_byte = now;
         let traffic = self.handles.traffic(self.upstream);
         traffic.response(status, source);
         self.in_flight.get_or_insert_with(|| GaugeGuard::new(&traffic.in_flight));
@@ -555,7 +555,7 @@ mod tests {
             ..Report::absent()
         };
         let mut end = tally(&handles);
-        end.answered(101, Source::Upstream, true);
+        end.answered(101, Source::Upstream, true, Instant::now());
         end.answered_by(b"gpt-realtime-2");
         end.metered(&report);
         end.settle(Outcome::Ok);
@@ -570,7 +570,7 @@ mod tests {
 
         // A socket over which nothing was asked is no leak.
         let mut idle = tally(&handles);
-        idle.answered(101, Source::Upstream, true);
+        idle.answered(101, Source::Upstream, true, Instant::now());
         idle.metered(&Report::absent());
         let account = idle.settle_usage(Instant::now());
         assert_eq!((account.source, account.missing), (UsageSource::None, None));
@@ -629,7 +629,7 @@ mod tests {
         let at = |ms: u64| started + Duration::from_millis(ms);
         let mut tally = Tally::open(handles.clone(), None, started);
         tally.routed(UPSTREAM, Operation::ChatCompletions, Mode::Byok);
-        tally.answered(200, Source::Upstream, true);
+        tally.answered(200, Source::Upstream, true, started);
         tally.passed(b"", at(50));
         tally.passed(b"x", at(100));
         tally.output = Some((at(200), at(1200)));

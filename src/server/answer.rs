@@ -1,6 +1,8 @@
 //! What nullhop itself says: one table from [`Refusal`] to status, headers and text, in the dialect of
 //! the API that was called. All texts are fixed; none holds a part of a request.
 
+use std::time::Instant;
+
 use http::HeaderValue;
 use http::Response;
 use http::StatusCode;
@@ -302,7 +304,7 @@ fn policy_row(denied: Denied, dialect: Dialect) -> Row {
 /// The answer to a refused request; settles its account.
 pub(super) fn refuse(refusal: &Refusal, dialect: Dialect, mut tally: Tally) -> Response<AnswerBody> {
     let row = row(refusal, dialect);
-    tally.answered(row.status, Source::Nullhop, false);
+    tally.answered(row.status, Source::Nullhop, false, Instant::now());
     tally.settle(outcome(refusal));
     let (head, text) = render(refusal, dialect, row);
     head.map(|()| AnswerBody::fixed(text, tally))
@@ -317,7 +319,7 @@ pub(super) fn internal() -> Response<AnswerBody> {
 
 /// An empty 200.
 pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
-    tally.answered(200, Source::Nullhop, false);
+    tally.answered(200, Source::Nullhop, false, Instant::now());
     tally.settle(Outcome::Ok);
     Response::new(AnswerBody::fixed(String::new(), tally))
 }

@@ -383,6 +383,8 @@ impl Guards {
         let mut closing = std::pin::pin!(drain.reached(Phase::Closing));
         let mut drain = self.drain.clone();
         let mut cut = std::pin::pin!(drain.reached(Phase::Cut));
+        let drain = self.drain.clone();
+        let mut waits_for_drain = false;
         let mut told = false;
         let mut was_fast = false;
         std::future::poll_fn(|cx| {
@@ -390,7 +392,9 @@ impl Guards {
                 self.ended(ended.into());
                 return Poll::Ready(());
             }
-            if !told && closing.as_mut().poll(cx).is_ready() {
+            // One task polls this, so who waits need not say so again before something moves.
+            let drains = !std::mem::replace(&mut waits_for_drain, true) || drain.has_moved();
+            if drains && !told && closing.as_mut().poll(cx).is_ready() {
                 told = true;
                 connection.close();
                 go_away(serving.as_mut());
@@ -398,7 +402,7 @@ impl Guards {
                     return Poll::Ready(());
                 }
             }
-            if cut.as_mut().poll(cx).is_ready() {
+            if drains && cut.as_mut().poll(cx).is_ready() {
                 connection.watch.reset_on_close();
                 return Poll::Ready(());
             }

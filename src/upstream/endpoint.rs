@@ -148,6 +148,13 @@ impl Endpoint {
     /// # Errors
     /// When none can be had within the connect timeout.
     pub(super) async fn line(self: &Rc<Self>, tenant: Tenant) -> Result<Line, SendFault> {
+        // What is there already needs no deadline.
+        if let Some((slot, sender)) = self.shared_line() {
+            return Ok(Line::H2(slot, sender));
+        }
+        if let Some(line) = self.pooled_line(tenant) {
+            return Ok(Line::H1(line, LineAge::Pooled));
+        }
         match tokio::time::timeout(self.connect_timeout, self.find_line(tenant)).await {
             Ok(found) => found,
             Err(_) if self.places.available_permits() == 0 => Err(SendFault::Crowded),

@@ -241,7 +241,7 @@ pub(crate) async fn upgrade(
         return Err(Refused { refusal: Refusal::ProviderKey, tally: way.tally });
     }
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(super::pass_on(answer, upload, way));
+        return Ok(super::pass_on(answer, upload, way, Instant::now()));
     }
     let accepted = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
     // An extension that nobody offered would make frames that nobody can read.
@@ -268,7 +268,7 @@ pub(crate) async fn upgrade(
     let Some(switched) = answer.body.into_switched() else {
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
     };
-    way.tally.answered(101, Source::Upstream, true);
+    way.tally.answered(101, Source::Upstream, true, Instant::now());
     let silence_max = way.upstream_config().silence_timeout;
     let tally = way.tally;
     tokio::task::spawn_local(async move {
