@@ -193,6 +193,32 @@ fn account(name: &'static str, end: fn(&mut bench::Records)) -> Work {
     })
 }
 
+/// Events of 160 bytes, each in a chunk of its own, all in one record: from the bytes that one socket gave to those that
+/// the other gets.
+fn chunk(name: &'static str, events: usize, whole: bool) -> Work {
+    with_admission(name, move |admission, folder| {
+        let permit = admission.admit(0);
+        permit.approve();
+        let mut stream = bench::Stream::new(&admission, &permit);
+        let event = |bytes: usize| {
+            format!(
+                "data: {{\"id\":\"chatcmpl-0123456789\",\"object\":\"chat.completion.chunk\",\"model\":\"gpt-5-mini\",\
+                 \"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n",
+                "x".repeat(bytes)
+            )
+        };
+        let event = event(160_usize.saturating_sub(event(0).len()));
+        let wire = format!("{:x}\r\n{event}\r\n", event.len()).repeat(events);
+        move || {
+            black_box((&folder, &permit));
+            let len = stream.arrive(wire.as_bytes());
+            if whole {
+                assert!(stream.pass(len) > wire.len() / 2);
+            }
+        }
+    })
+}
+
 fn works() -> Vec<Work> {
     let places = || {
         let mut place = 0;
@@ -271,7 +297,9 @@ fn works() -> Vec<Work> {
         }),
         account("account: opened to recorded", |records| records.forget()),
         account("account: recorded, and its line", |records| assert!(records.lines() > 0)),
-        // A chunk's whole way, from one socket's bytes to the other's, belongs here.
+        chunk("chunk: sealed by the provider", 1, false),
+        chunk("chunk: sealed, and its whole way", 1, true),
+        chunk("chunks: eight sealed, whole way", 8, true),
     ]
 }
 

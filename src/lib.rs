@@ -126,6 +126,7 @@ pub mod bench {
     pub use crate::hygiene::wipe::wipe;
     pub use crate::journal::bench::Records;
     pub use crate::relay::bench::Accounts;
+    pub use crate::relay::bench::Stream;
     pub use crate::relay::bench::request_head;
     pub use crate::relay::bench::response_head;
     pub use crate::retention::bench::Reader;

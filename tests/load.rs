@@ -20,6 +20,7 @@ fn options(rows: Vec<Row>, upstream_h2: bool) -> Options {
         pin: false,
         upstream_h2,
         full: true,
+        workers: 1,
     }
 }
 

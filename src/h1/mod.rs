@@ -8,6 +8,8 @@
 //! `upstream` speaks it as a client, `server` as a server. Whatever stands in a block is content; blocks are cleared when
 //! they are freed, a body's part of them when it was written.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 mod body;
 mod head;
 mod inbound;

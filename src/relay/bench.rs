@@ -1,5 +1,6 @@
 //! What heads and accounts cost: the door for `benches/request.rs`, in no other build.
 
+use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use super::usage::Look;
 use crate::admission::bench::Admitted;
 use crate::admission::bench::Bench;
 use crate::config::Privacy;
+use crate::h1::bench::Passage;
 use crate::journal::bench::Records;
 use crate::meter::Api;
 use crate::provider::Operation;
@@ -21,6 +23,7 @@ use crate::telemetry::labels::Mode;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Source;
 use crate::telemetry::labels::UpstreamId;
+use crate::tls::bench::Direction;
 
 /// A request's head for the upstream.
 pub fn request_head(headers: HeaderMap) -> HeaderMap {
@@ -56,5 +59,41 @@ impl Accounts {
         tally.answered(200, Source::Upstream, false, Instant::now());
         tally.passed(body, Instant::now());
         tally.ended(Outcome::Ok);
+    }
+}
+
+/// A stream of events, from the provider's records to the client's.
+pub struct Stream {
+    incoming: Direction,
+    outgoing: Direction,
+    passage: Passage,
+    tally: Tally,
+}
+
+impl Stream {
+    /// Of an exchange that `admission` has let in.
+    pub fn new(admission: &Bench, permit: &Admitted) -> Self {
+        let mut tally = Tally::open(admission.handles().clone(), None, Instant::now());
+        tally.routed(UpstreamId(0), Operation::ChatCompletions, Mode::Managed);
+        tally.admitted(permit.shared());
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", http::HeaderValue::from_static("text/event-stream"));
+        tally.look(Look::new(Call { api: Api::OpenaiChat, array: false }, &headers));
+        tally.answered(200, Source::Upstream, true, Instant::now());
+        Self { incoming: Direction::new(), outgoing: Direction::new(), passage: Passage::new(), tally }
+    }
+
+    /// The provider seals a record; that is not nullhop's work.
+    pub fn arrive(&mut self, wire: &[u8]) -> usize {
+        self.incoming.seal(&[IoSlice::new(wire)])
+    }
+
+    /// All that is done with it, but for the system calls: opened, cut out of its chunks, metered, gathered, sealed, cleared.
+    pub fn pass(&mut self, len: usize) -> usize {
+        let chunk = self.passage.take(self.incoming.open(len));
+        self.tally.passed(chunk.as_slice(), Instant::now());
+        let mut sealed = 0;
+        self.passage.pass(chunk, |slices| sealed = self.outgoing.seal(slices));
+        sealed
     }
 }

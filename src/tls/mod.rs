@@ -16,6 +16,8 @@
 //! Key logging does not exist: both configurations keep rustls' `NoKeyLog`, `KeyLogFile` is never named, and a test
 //! runs handshakes with `SSLKEYLOGFILE` set.
 
+#[cfg(feature = "skip-measures")]
+pub(crate) mod bench;
 pub mod handshake;
 pub mod server;
 

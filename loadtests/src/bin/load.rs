@@ -39,6 +39,7 @@ struct Arguments {
     pin: bool,
     upstream_h2: bool,
     full: bool,
+    workers: usize,
     nullhop: Option<PathBuf>,
     json: Option<PathBuf>,
 }
@@ -53,6 +54,7 @@ impl Arguments {
             pin: true,
             upstream_h2: false,
             full: true,
+            workers: 1,
             nullhop: None,
             json: None,
         };
@@ -66,6 +68,7 @@ impl Arguments {
                 "--no-pin" => parsed.pin = false,
                 "--upstream" => parsed.upstream_h2 = value()? == "h2",
                 "--no-admission" => parsed.full = false,
+                "--workers" => parsed.workers = value()?.parse()?,
                 "--nullhop" => parsed.nullhop = Some(value()?.into()),
                 "--json" => parsed.json = Some(value()?.into()),
                 _ => return Err(format!("unknown argument {argument}").into()),
@@ -88,6 +91,7 @@ impl Arguments {
             pin: self.pin,
             upstream_h2: self.upstream_h2,
             full: self.full,
+            workers: self.workers,
         })
     }
 }
@@ -109,6 +113,6 @@ fn build() -> Result<PathBuf, BoxError> {
 }
 
 const USAGE: &str = "usage: load [--rounds N] [--only ROW,...] [--proxies nginx,haproxy,nullhop] [--json FILE]
-            [--upstream h1|h2] [--no-admission] [--nullhop PROGRAM] [--tiny] [--no-pin]
+            [--upstream h1|h2] [--no-admission] [--nullhop PROGRAM] [--tiny] [--no-pin] [--workers N]
 rows: sse-paced sse-grouped sse-unpaced unary down up handshake-full handshake-resumed h2-sse-paced
       h2-sse-unpaced h2-unary memory-h1 memory-h2 slow-readers latency-few latency-many";

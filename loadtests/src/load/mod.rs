@@ -53,6 +53,8 @@ pub struct Options {
     pub upstream_h2: bool,
     /// nullhop with keys, limits and the usage journal.
     pub full: bool,
+    /// Threads or processes of each proxy; more than one needs `pin` to be off.
+    pub workers: usize,
 }
 
 /// Runs it all: in each round each row, in each row each proxy, so that what a noisy machine does to one hits its
@@ -78,7 +80,7 @@ pub fn run(options: &Options, progress: &dyn Fn(&str)) -> Result<Report, BoxErro
     let proxies: Vec<Kind> = options.proxies.iter().copied().filter(|kind| versions.contains_key(kind)).collect();
     let mut report = Report::new(machine, versions, options);
     let ca = Ca::new("Load Test CA");
-    let site = Site::new(&ca, options.programs.clone(), cores, options.upstream_h2, options.full)?;
+    let site = Site::new(&ca, options.programs.clone(), cores, options.upstream_h2, options.full, options.workers)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     let rounds = async {

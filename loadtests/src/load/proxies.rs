@@ -108,6 +108,7 @@ pub struct Site {
     /// h2 towards the provider, for who can.
     upstream_h2: bool,
     full: bool,
+    workers: usize,
 }
 
 impl Site {
@@ -118,13 +119,14 @@ impl Site {
         cores: Option<Cores>,
         upstream_h2: bool,
         full: bool,
+        workers: usize,
     ) -> Result<Site, BoxError> {
         // Tests run several at once in one process.
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Relaxed);
         let folder = std::env::temp_dir().join(format!("nullhop-load-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let site = Site { folder, programs, cores, upstream_h2, full };
+        let site = Site { folder, programs, cores, upstream_h2, full, workers };
         let leaf = ca.leaf(&["localhost", "127.0.0.1"]);
         site.write("ca.crt", &ca.pem())?;
         site.write("edge.crt", &leaf.cert_pem)?;
@@ -162,6 +164,7 @@ impl Site {
         for (place, value) in [
             ("@PORT@", port.to_string()),
             ("@METRICS@", metrics.to_string()),
+            ("@WORKERS@", self.workers.to_string()),
             ("@ADMIN@", admin.to_string()),
             ("@UPSTREAM@", provider.port().to_string()),
             ("@FOLDER@", self.folder.display().to_string()),

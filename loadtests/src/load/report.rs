@@ -65,6 +65,7 @@ impl Report {
             settings: json!({
                 "upstream": if options.upstream_h2 { "h2 for nullhop, h1 for others" } else { "h1" },
                 "full": options.full,
+                "workers": options.workers,
                 "pinned": options.pin,
             }),
             figures: Vec::new(),
