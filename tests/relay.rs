@@ -828,9 +828,11 @@ async fn read_bytes(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut, 
 
 /// What comes until the end.
 async fn rest(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut) -> Vec<u8> {
-    while tokio::time::timeout(30 * SECOND, stream.read_buf(received)).await.expect("in time").is_ok_and(|read| read > 0)
-    {
-    }
+    while tokio::time::timeout(30 * SECOND, stream.read_buf(received))
+        .await
+        .expect("in time")
+        .is_ok_and(|read| read > 0)
+    {}
     received.to_vec()
 }
 
@@ -995,13 +997,18 @@ fn trailers_reach_who_asked_for_them() {
             let mut stream = raw(&rig.edge).await;
             let mut received = BytesMut::new();
             for (asks, passes) in [("", false), ("te: trailers\r\nconnection: te\r\n", true), ("te: gzip\r\n", false)] {
-                let get = format!("GET /openai/v1/models HTTP/1.1\r\nhost: localhost\r\n{asks}x-script: {script}\r\n\r\n");
+                let get =
+                    format!("GET /openai/v1/models HTTP/1.1\r\nhost: localhost\r\n{asks}x-script: {script}\r\n\r\n");
                 stream.write_all(get.as_bytes()).await.expect("writes");
                 read_until(&mut stream, &mut received, "\r\n\r\n").await;
                 let chunks = read_until(&mut stream, &mut received, "\r\n0\r\n").await;
                 assert!(chunks.starts_with("3\r\n"), "{upstream:?}: {chunks:?}");
                 let end = if passes { "x-checksum: abc\r\n\r\n" } else { "\r\n" };
-                assert_eq!(read_bytes(&mut stream, &mut received, end.len()).await, end.as_bytes(), "{upstream:?} {asks}");
+                assert_eq!(
+                    read_bytes(&mut stream, &mut received, end.len()).await,
+                    end.as_bytes(),
+                    "{upstream:?} {asks}"
+                );
                 assert!(received.is_empty(), "{upstream:?} {asks}: {received:?}");
             }
         });
