@@ -182,6 +182,14 @@ pub mod fuzzing {
         }
     }
 
+    /// What arrives on h1, at once, cut in two at each place, and byte by byte: the same is understood. The first byte chooses
+    /// whose messages they are.
+    pub fn h1_bytes(bytes: &[u8]) {
+        if let [side, bytes @ ..] = bytes {
+            crate::h1::same_at_each_cut(crate::h1::Side::of(*side), bytes);
+        }
+    }
+
     /// An answer whole, cut in two, and read by the meter's twin. The first two bytes choose the dialect and the framing.
     pub fn meter(bytes: &[u8]) {
         if let [api, framing, bytes @ ..] = bytes {

@@ -224,6 +224,62 @@ fn drains(end: fn(&Edge)) {
 }
 
 #[test]
+fn old_connections_end_where_they_are() {
+    let provider = provider();
+    let extra = "[drain]\ngrace = \"200ms\"\ndeadline = \"60s\"\n".to_owned();
+    let mut edge = Edge::with(&provider.url(), provider.ca_pem(), Setup { extra, ..Setup::default() });
+    support::runtime().block_on(async {
+        let post = |script: &str| {
+            format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\nx-script: {script}\r\n\r\n{{}}")
+        };
+        let short = post("size=0");
+        // What is sent before the drain and while it goes on, the answers, and whether the last one says that it is that.
+        let half = short.len() / 2;
+        let long = post("events=20;event_bytes=100;period_us=100000");
+        let cases: Vec<(&str, String, usize, String, usize, bool)> = vec![
+            ("idle", short.clone(), 1, String::new(), 0, false),
+            ("nothing said", String::new(), 0, String::new(), 0, false),
+            ("in a head", short.clone() + &short[..half], 1, short[half..].to_owned(), 1, true),
+            ("behind a head", short.clone() + &short[..short.len() - 2], 1, "{}".to_owned(), 1, true),
+            ("in a body", short.clone() + &short[..short.len() - 1], 1, "}".to_owned(), 1, true),
+            ("in an answer", long.clone(), 1, String::new(), 0, false),
+            ("in an answer, the next one asked for", long + &short, 1, String::new(), 1, true),
+        ];
+        let mut open = Vec::new();
+        for (name, before, heads, ..) in &cases {
+            let mut stream =
+                raw_tls_connect(edge.address(), "localhost", Alpn::H1, &edge.trust()).await.expect("connects");
+            stream.write_all(before.as_bytes()).await.expect("writes");
+            let mut received = Vec::new();
+            while count(&received, "HTTP/1.1 200 OK\r\n") < *heads {
+                let read = tokio::time::timeout(SOON, stream.read_buf(&mut received)).await.expect("in time");
+                assert!(read.expect("reads") > 0, "{name}: the end");
+            }
+            open.push((stream, received));
+        }
+        edge.signal("TERM");
+        assert!(wait_for(SOON, || edge.admin("GET", "/drain").1 == "closing\n"));
+        for ((name, _, heads, after, more, told), (mut stream, mut received)) in cases.into_iter().zip(open) {
+            stream.write_all(after.as_bytes()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let ended = tokio::time::timeout(SOON, stream.read_to_end(&mut received)).await.expect("in time");
+            let text = String::from_utf8_lossy(&received);
+            ended.unwrap_or_else(|error| panic!("{name}: {error} behind {text}"));
+            assert_eq!(count(&received, "HTTP/1.1 200 OK\r\n"), heads + more, "{name}: {text}");
+            assert_eq!(count(&received, "connection: close\r\n"), usize::from(told), "{name}: {text}");
+            if name.starts_with("in an answer") {
+                assert_eq!(count(&received, "data: "), 21, "{name}: {text}");
+            }
+        }
+    });
+    assert_eq!(edge.wait_exit(SOON), Some(0), "{}", edge.log().join("\n"));
+    assert!(edge.wait_for_log(" drain_finished streams_cut=0 ", SOON), "{}", edge.log().join("\n"));
+}
+
+fn count(bytes: &[u8], text: &str) -> usize {
+    bytes.windows(text.len()).filter(|part| *part == text.as_bytes()).count()
+}
+
+#[test]
 fn deadline_cuts_what_is_left() {
     let provider = provider();
     let extra = "[drain]\ngrace = \"300ms\"\ndeadline = \"2s\"\n".to_owned();

@@ -688,12 +688,11 @@ async fn raw(edge: &Edge) -> TlsStream<TcpStream> {
 /// Reads until `text` has come; what came.
 async fn read_until(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut, text: &str) -> String {
     loop {
-        let so_far = String::from_utf8_lossy(received).into_owned();
-        if let Some(at) = so_far.find(text) {
-            let _ = received.split_to(at + text.len());
-            return so_far[..at + text.len()].to_owned();
+        if let Some(at) = received.windows(text.len()).position(|part| part == text.as_bytes()) {
+            return String::from_utf8_lossy(&received.split_to(at + text.len())).into_owned();
         }
         let read = tokio::time::timeout(10 * SECOND, stream.read_buf(received)).await;
+        let so_far = String::from_utf8_lossy(received);
         let read = read.unwrap_or_else(|_| panic!("no {text:?} in {so_far:?}")).expect("reads");
         assert!(read > 0, "the end instead of {text:?} behind {so_far:?}");
     }
@@ -789,6 +788,345 @@ fn old_clients_closing_clients_and_hasty_clients() {
             }
         });
     }
+}
+
+/// The next answer on an h1 connection: its head in lower case, and its body. Interim answers are passed over.
+async fn next_answer(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut) -> (String, Vec<u8>) {
+    let head = loop {
+        let head = read_until(stream, received, "\r\n\r\n").await.to_lowercase();
+        if !head.starts_with("http/1.1 1") {
+            break head;
+        }
+    };
+    let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let mut body = Vec::new();
+    if field("transfer-encoding:").is_some() {
+        loop {
+            let line = read_until(stream, received, "\r\n").await;
+            let size = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no size: {line:?}"));
+            if size == 0 {
+                // Trailers are not looked at here.
+                while read_until(stream, received, "\r\n").await != "\r\n" {}
+                break;
+            }
+            body.extend(read_bytes(stream, received, size).await);
+            assert_eq!(read_bytes(stream, received, 2).await, b"\r\n");
+        }
+    } else if let Some(length) = field("content-length:") {
+        body = read_bytes(stream, received, length.parse().expect("a length")).await;
+    }
+    (head, body)
+}
+
+async fn read_bytes(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut, count: usize) -> Vec<u8> {
+    while received.len() < count {
+        let read = tokio::time::timeout(10 * SECOND, stream.read_buf(received)).await.expect("in time").expect("reads");
+        assert!(read > 0, "the end after {} of {count} bytes", received.len());
+    }
+    received.split_to(count).to_vec()
+}
+
+/// What comes until the end.
+async fn rest(stream: &mut TlsStream<TcpStream>, received: &mut BytesMut) -> Vec<u8> {
+    while tokio::time::timeout(30 * SECOND, stream.read_buf(received))
+        .await
+        .expect("in time")
+        .is_ok_and(|read| read > 0)
+    {}
+    received.to_vec()
+}
+
+#[test]
+fn pipelined_requests_keep_their_bodies_and_their_order() {
+    for upstream in BOTH {
+        let rig = Rig::new(upstream);
+        rig.runtime.block_on(async {
+            let one = |number: usize| {
+                let (field, body) = match number % 4 {
+                    0 => ("content-length: 5\r\n".to_owned(), "hello".to_owned()),
+                    1 => ("transfer-encoding: chunked\r\n".to_owned(), "3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n".to_owned()),
+                    // As much as stands in many records.
+                    2 => ("content-length: 40000\r\n".to_owned(), "x".repeat(40_000)),
+                    _ => (String::new(), String::new()),
+                };
+                let framing = ["known", "chunked"][number % 2];
+                format!(
+                    "POST /openai/v1/n{number} HTTP/1.1\r\nhost: localhost\r\n{field}\
+                     x-script: size={};len={framing};head_delay_ms={}\r\n\r\n{body}",
+                    100 * number,
+                    20 - 2 * number
+                )
+            };
+            for count in [2, 10] {
+                rig.provider.forget();
+                let mut stream = raw(&rig.edge).await;
+                let mut received = BytesMut::new();
+                let all: String = (0..count).map(one).collect();
+                let (mut reading, mut writing) = tokio::io::split(stream);
+                let sending = tokio::spawn(async move {
+                    writing.write_all(all.as_bytes()).await.expect("writes");
+                    writing.flush().await.expect("writes");
+                    writing
+                });
+                // The whole is more than buffers hold: read before all is written.
+                let first = reading.read_buf(&mut received).await.expect("reads");
+                assert!(first > 0);
+                stream = reading.unsplit(sending.await.expect("joins"));
+                for number in 0..count {
+                    let (head, body) = next_answer(&mut stream, &mut received).await;
+                    assert!(head.starts_with("http/1.1 200 "), "{upstream:?}, {number} of {count}: {head}");
+                    assert_eq!(body.len(), 100 * number, "{upstream:?}, {number} of {count}");
+                }
+                let seen = rig.provider.requests();
+                for (number, seen) in seen.iter().enumerate() {
+                    assert!(seen.path.ends_with(&format!("n{number}")), "{upstream:?}: {} as {number}", seen.path);
+                    assert_eq!(seen.body_len, [5, 5, 40_000, 0][number % 4], "{upstream:?}, {number} of {count}");
+                }
+                assert_eq!(seen.len(), count, "{upstream:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn heads_and_chunk_lines_may_come_byte_by_byte() {
+    for upstream in BOTH {
+        let rig = Rig::new(upstream);
+        rig.runtime.block_on(async {
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            let text = format!(
+                "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\nx-script: size=7\r\n\r\n\
+                 6;a=b\r\nhello \r\n0005\r\nworld\r\n0\r\nx-sum: 1\r\n\r\n"
+            );
+            for _ in 0..2 {
+                for byte in text.bytes() {
+                    stream.write_all(&[byte]).await.expect("writes");
+                    stream.flush().await.expect("writes");
+                    // Now and then they are apart on the wire, too.
+                    tokio::task::yield_now().await;
+                }
+                let (head, body) = next_answer(&mut stream, &mut received).await;
+                assert!(head.starts_with("http/1.1 200 ") && body.len() == 7, "{upstream:?}: {head}");
+                let seen = rig.provider.last();
+                assert_eq!((seen.body_len, seen.body_end), (11, BodyEnd::Clean), "{upstream:?}");
+                assert_eq!(seen.body_sha256, Some(sha256(b"hello world")), "{upstream:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_client_that_expects_a_word_gets_it_before_its_answer_or_never() {
+    for upstream in BOTH {
+        let rig = Rig::new(upstream);
+        rig.runtime.block_on(async {
+            let head = |target: &str, length: u64| {
+                format!(
+                    "POST {target} HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\
+                     x-script: size=4\r\n\r\n"
+                )
+            };
+            // It does not wait for the word.
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            for _ in 0..2 {
+                stream.write_all((head(CHAT, 5) + "hello").as_bytes()).await.expect("writes");
+                let (head, body) = next_answer(&mut stream, &mut received).await;
+                assert!(head.starts_with("http/1.1 200 ") && body.len() == 4, "{upstream:?}: {head}");
+                assert_eq!(rig.provider.last().body_len, 5);
+            }
+            // Refused: the body is read away, and its client is not asked for it behind the answer.
+            for (target, length, status) in [(CHAT, 1 << 40, "413"), ("/nowhere", 5, "404")] {
+                let mut stream = raw(&rig.edge).await;
+                let mut received = BytesMut::new();
+                stream.write_all(head(target, length).as_bytes()).await.expect("writes");
+                let (head, body) = next_answer(&mut stream, &mut received).await;
+                assert!(head.starts_with(&format!("http/1.1 {status} ")) && !body.is_empty(), "{upstream:?}: {head}");
+                let more = tokio::time::timeout(SECOND, stream.read_buf(&mut received)).await;
+                assert!(received.is_empty(), "{upstream:?}, {status}: {more:?} {received:?}");
+            }
+            // What it sends all the same leaves the connection of use.
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            stream.write_all((head("/nowhere", 5) + "hello" + &head(CHAT, 2) + "{}").as_bytes()).await.expect("writes");
+            let (refused, _) = next_answer(&mut stream, &mut received).await;
+            assert!(refused.starts_with("http/1.1 404 "), "{refused}");
+            if !refused.contains("connection: close") {
+                let (head, body) = next_answer(&mut stream, &mut received).await;
+                assert!(head.starts_with("http/1.1 200 ") && body.len() == 4, "{upstream:?}: {head}");
+            }
+        });
+    }
+}
+
+#[test]
+fn old_clients_keep_what_has_a_length() {
+    for upstream in BOTH {
+        let rig = Rig::new(upstream);
+        rig.runtime.block_on(async {
+            let post = |script: &str| {
+                format!(
+                    "POST {CHAT} HTTP/1.0\r\nhost: localhost\r\nconnection: Keep-Alive\r\ncontent-length: 5\r\n\
+                     x-script: {script}\r\n\r\nhello"
+                )
+            };
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            for _ in 0..3 {
+                stream.write_all(post("size=5;len=known").as_bytes()).await.expect("writes");
+                let (head, body) = next_answer(&mut stream, &mut received).await;
+                assert!(head.contains("connection: keep-alive\r\n") && body.len() == 5, "{upstream:?}: {head}");
+                assert_eq!(rig.provider.last().body_len, 5);
+            }
+            // Without one, its end is the connection's.
+            stream.write_all(post("size=70000;len=chunked").as_bytes()).await.expect("writes");
+            let (head, _) = next_answer(&mut stream, &mut received).await;
+            assert!(!head.contains("keep-alive") && !head.contains("transfer-encoding"), "{upstream:?}: {head}");
+            assert_eq!(rest(&mut stream, &mut received).await.len(), 70_000, "{upstream:?}");
+        });
+    }
+}
+
+#[test]
+fn trailers_reach_who_asked_for_them() {
+    for upstream in BOTH {
+        let rig = Rig::new(upstream);
+        rig.runtime.block_on(async {
+            let script = "size=3;len=chunked;trailer=x-checksum:abc;header=trailer:x-checksum";
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            for (asks, passes) in [("", false), ("te: trailers\r\nconnection: te\r\n", true), ("te: gzip\r\n", false)] {
+                let get =
+                    format!("GET /openai/v1/models HTTP/1.1\r\nhost: localhost\r\n{asks}x-script: {script}\r\n\r\n");
+                stream.write_all(get.as_bytes()).await.expect("writes");
+                read_until(&mut stream, &mut received, "\r\n\r\n").await;
+                let chunks = read_until(&mut stream, &mut received, "\r\n0\r\n").await;
+                assert!(chunks.starts_with("3\r\n"), "{upstream:?}: {chunks:?}");
+                let end = if passes { "x-checksum: abc\r\n\r\n" } else { "\r\n" };
+                assert_eq!(
+                    read_bytes(&mut stream, &mut received, end.len()).await,
+                    end.as_bytes(),
+                    "{upstream:?} {asks}"
+                );
+                assert!(received.is_empty(), "{upstream:?} {asks}: {received:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_line_is_used_again_after_a_whole_answer_and_only_then() {
+    let whole = [
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: y\r\n\r\n",
+        "HTTP/1.1 103 x\r\nlink: a\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 204 x\r\n\r\n",
+        "HTTP/1.1 304 x\r\ncontent-length: 2\r\n\r\n",
+        "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\nok",
+    ];
+    let done = [
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokX",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nX",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: y\r\n\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nX",
+        "HTTP/1.1 204 x\r\n\r\nX",
+        "HTTP/1.1 204 x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "HTTP/1.1 304 x\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nconnection: x, Close\r\ncontent-length: 2\r\n\r\nok",
+        "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
+    ];
+    let runtime = runtime();
+    for (answer, connects) in whole.iter().map(|answer| (answer, 1)).chain(done.iter().map(|answer| (answer, 3))) {
+        let steps = vec![Step::ExpectHead, Step::write(answer), Step::Again];
+        let provider = RawProvider::steps(RawOptions::alpn(Alpn::H1), steps).expect("provider");
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup(""));
+        runtime.block_on(async {
+            let mut client = edge.connect(Alpn::H1).await;
+            for _ in 0..3 {
+                let got = fetch(&mut client, "GET", "/openai/v1/models", "", "").await;
+                assert!(got.body == "ok" || got.body.is_empty(), "{answer:?}: {:?}", got.body);
+                assert_eq!(got.header("connection"), "", "{answer:?}");
+            }
+        });
+        assert_eq!(provider.connects(), connects, "{answer:?}");
+    }
+    // The same for HEAD, whose answer ends with its head whatever that says.
+    for (extra, connects) in [("", 1), ("ok", 3)] {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{extra}");
+        let steps = vec![Step::ExpectHead, Step::write(answer), Step::Again];
+        let provider = RawProvider::steps(RawOptions::alpn(Alpn::H1), steps).expect("provider");
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup(""));
+        runtime.block_on(async {
+            let mut client = edge.connect(Alpn::H1).await;
+            for _ in 0..3 {
+                let got = fetch(&mut client, "HEAD", "/openai/v1/models", "", "").await;
+                assert_eq!((got.header("content-length"), got.body.len()), ("2", 0));
+            }
+        });
+        assert_eq!(provider.connects(), connects, "HEAD, {extra:?} behind it");
+    }
+}
+
+#[test]
+fn an_early_refusal_arrives_and_leaves_the_client_its_connection() {
+    const TOO_LARGE: &str = "HTTP/1.1 413 x\r\ncontent-length: 2\r\n\r\nno";
+    let runtime = runtime();
+    // One that keeps its connection does not read, so that half of a request stays on it.
+    for end in [Step::Sleep(MINUTE), Step::Close, Step::Fin] {
+        let steps = vec![Step::ExpectHead, Step::write(TOO_LARGE), end.clone()];
+        let provider = RawProvider::steps(RawOptions::alpn(Alpn::H1), steps).expect("provider");
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), setup(""));
+        runtime.block_on(async {
+            let mut client = edge.connect(Alpn::H1).await;
+            for round in 1..=4 {
+                client.ready().await.expect("ready");
+                let request = ask(&client, "POST", CHAT, "").body(PatternBody::new(20 << 20)).expect("request");
+                let answer = tokio::time::timeout(MINUTE, client.fetch(request)).await;
+                let answer = answer.unwrap_or_else(|_| panic!("{end:?}, {round}: no answer"));
+                let answer = answer.unwrap_or_else(|error| panic!("{end:?}, {round}: {error}"));
+                assert_eq!((answer.status(), answer.text().as_str()), (413, "no"), "{end:?}, {round}");
+                assert_eq!(provider.connects(), round, "{end:?}");
+            }
+        });
+        assert_eq!(edge.metric("nullhop_upstream_retries_total", &[]), 0.0);
+    }
+}
+
+#[test]
+fn a_client_that_asks_early_and_leaves_is_felt_within_a_second() {
+    let rig = Rig::new(Alpn::H1);
+    rig.runtime.block_on(async {
+        for wait in [20 * MS, 2500 * MS] {
+            let account = Account::open(&rig.edge, "client_abort");
+            let mut stream = raw(&rig.edge).await;
+            let mut received = BytesMut::new();
+            let post = format!(
+                "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\
+                 x-script: events=100000;period_us=5000\r\n\r\n{{}}"
+            );
+            stream.write_all(post.as_bytes()).await.expect("writes");
+            read_until(&mut stream, &mut received, "data:").await;
+            stream.write_all(post.as_bytes()).await.expect("writes");
+            let deadline = Instant::now() + wait;
+            while Instant::now() < deadline {
+                let _ = tokio::time::timeout(wait, stream.read_buf(&mut received)).await;
+                received.clear();
+            }
+            let left = Instant::now();
+            stream.shutdown().await.expect("ends");
+            let gone = rig.provider.wait_for(|state| state.last().is_some_and(|seen| seen.aborted), 20 * SECOND).await;
+            assert!(gone, "never felt");
+            let took = rig.provider.last().ended_at.expect("ended").saturating_duration_since(left);
+            assert!(took < SECOND, "felt after {took:?}");
+            account.closed_with(1.0, "asked early");
+            rig.provider.forget();
+        }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------

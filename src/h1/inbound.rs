@@ -105,6 +105,11 @@ impl Served {
         Inbound { served: self.clone(), number: self.current.get() }
     }
 
+    /// The answer begins: who reads the body from now on, or reads it away, must not ask for it in the answer's midst.
+    pub(crate) fn answers(&self) {
+        self.expects.set(false);
+    }
+
     /// Whether the body was read to its end.
     pub(crate) fn body_is_read(&self) -> bool {
         self.decoder.borrow().is_done()
@@ -178,8 +183,7 @@ impl Inbound {
                     Err(fault) => Some(Err(fault.into())),
                 });
             }
-            // Unless an answer has begun already.
-            if served.expects.take() && wire.out().is_empty() {
+            if served.expects.take() {
                 wire.out().head(CONTINUE.len()).extend_from_slice(CONTINUE);
                 if let Poll::Ready(Err(_)) = wire.poll_flush(cx) {
                     return Poll::Ready(Some(Err(InboundFault::Gone)));

@@ -13,6 +13,8 @@ pub(crate) mod bench;
 mod body;
 mod head;
 mod inbound;
+#[cfg(any(test, fuzzing))]
+mod twin;
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,6 +50,10 @@ pub(crate) use inbound::Inbound;
 pub(crate) use inbound::InboundFault;
 pub(crate) use inbound::Served;
 pub(crate) use inbound::Takeover;
+#[cfg(fuzzing)]
+pub(crate) use twin::Side;
+#[cfg(fuzzing)]
+pub(crate) use twin::check as same_at_each_cut;
 
 /// What is gathered for one write while more is ready: two TLS records' worth, and a bound on what a reader that stops
 /// makes us hold.

@@ -160,6 +160,7 @@ impl Client {
         })
         .await?;
         drop(answering);
+        self.served.answers();
 
         let (parts, mut body) = response.into_parts();
         let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;

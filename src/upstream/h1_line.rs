@@ -108,10 +108,12 @@ impl H1Line {
         self.begin(head, endpoint, RequestBody(upload.clone()));
         let mut informational = 0;
         std::future::poll_fn(|cx| {
-            let sent = self.poll_send(cx);
-            if let Poll::Ready(Err(fault)) = sent {
-                return Poll::Ready(Err(fault));
-            }
+            // A server that refuses a request early may have closed, and its answer stands in the socket all the same.
+            let unsent = match self.poll_send(cx) {
+                Poll::Ready(Err(fault @ LineFault::Gone { .. })) => Some(fault),
+                Poll::Ready(Err(fault)) => return Poll::Ready(Err(fault)),
+                Poll::Ready(Ok(())) | Poll::Pending => None,
+            };
             loop {
                 let answer = match self.wire.poll_head::<h1::ResponseHead>(cx, HEAD_BYTES, HEAD_FIELDS) {
                     Poll::Ready(Ok(answer)) => answer,
@@ -122,7 +124,7 @@ impl H1Line {
                             ReadFault::Closed { within } => LineFault::Gone { heard: within || informational > 0 },
                         }));
                     }
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => return unsent.map_or(Poll::Pending, |fault| Poll::Ready(Err(fault))),
                 };
                 if answer.status.is_informational() && answer.status != StatusCode::SWITCHING_PROTOCOLS {
                     informational += 1;
