@@ -102,7 +102,7 @@ impl Silent {
     }
 }
 
-fn read<'b>(side: Side, pieces: &mut dyn Iterator<Item = &'b [u8]>) -> Vec<Part> {
+fn read(side: Side, pieces: &mut dyn Iterator<Item = &[u8]>) -> Vec<Part> {
     let Silent { runtime, transport, _peer } = SILENT.take().unwrap_or_else(Silent::new);
     let mut wire = Wire::new(transport);
     let parts = {
@@ -117,7 +117,7 @@ fn read<'b>(side: Side, pieces: &mut dyn Iterator<Item = &'b [u8]>) -> Vec<Part>
 }
 
 /// Reads one message. Whether another one may follow.
-fn message<'b>(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &'b [u8]>, parts: &mut Vec<Part>) -> bool {
+fn message(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &[u8]>, parts: &mut Vec<Part>) -> bool {
     let framing = match side {
         Side::Requests => next_head::<RequestHead>(wire, pieces).map(|head| {
             let line = format!("{} {} {:?} {}", head.method, head.target, head.version, head.keeps_alive());
@@ -179,7 +179,7 @@ fn message<'b>(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &'b
     framing != Framing::UntilClose
 }
 
-fn next_head<'b, H: Head>(wire: &mut Wire, pieces: &mut dyn Iterator<Item = &'b [u8]>) -> Option<H> {
+fn next_head<H: Head>(wire: &mut Wire, pieces: &mut dyn Iterator<Item = &[u8]>) -> Option<H> {
     loop {
         match wire.poll_head::<H>(&mut Context::from_waker(Waker::noop()), HEAD_BYTES, FIELDS) {
             Poll::Ready(Ok(head)) => return Some(head),

@@ -164,10 +164,6 @@ impl Relayed {
 }
 
 impl Stream {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a part of one exchange, and they have nothing else in common"
-    )]
     pub(super) fn new(
         inflow: Inflow,
         upload: Rc<Upload>,
