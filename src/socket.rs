@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 
 use crate::tls::TlsStream;
 
-/// The reading and writing side, owned by TLS or hyper.
+/// The reading and writing side, owned by TLS or whoever speaks HTTP.
 pub(crate) struct Socket {
     shared: Arc<Shared>,
 }
@@ -285,7 +285,7 @@ fn write_last(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     stream.try_io(Interest::WRITABLE, || rustix::net::send(stream, bytes, flags).map_err(io::Error::from))
 }
 
-/// What hyper runs over: TLS on either side, or plain TCP.
+/// What HTTP runs over: TLS on either side, or plain TCP.
 #[expect(clippy::large_enum_variant, reason = "nearly every transport is the large one")]
 pub(crate) enum Transport {
     Plain(Socket),

@@ -156,7 +156,7 @@ impl Buf for Chunk {
     }
 }
 
-/// A body that hyper receives, its frames handed out as [`Chunk`]s.
+/// A body that hyper receives on h2, its frames handed out as [`Chunk`]s.
 pub struct WipedIncoming(Incoming);
 
 impl WipedIncoming {

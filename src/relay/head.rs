@@ -11,7 +11,7 @@ use crate::config::Privacy;
 #[derive(PartialEq, Eq)]
 enum Fate {
     Keep,
-    /// Hop by hop, or set anew by us or hyper (RFC 9110 section 7.6.1).
+    /// Hop by hop, or set anew by us (RFC 9110 section 7.6.1).
     Ours,
     /// Tells where the client or its network is, or ties its requests together.
     Address,

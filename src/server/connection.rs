@@ -198,7 +198,7 @@ impl Connection {
                 if self.requests.get() == 0 { self.limits.first_request_timeout } else { self.limits.idle_timeout };
             return idle.min(self.limits.head_timeout).min(TICK_SLOW);
         }
-        // hyper reads nothing while an upload is held up, and nothing of an h1 connection that has
+        // Nothing is read while an upload is held up, and nothing of an h1 connection that has
         // sent its next request early: then only asking the socket tells that the client left.
         let blind = self.protocol == Protocol::H1 && (self.uploading.get() > 0 || !self.watch.read_armed());
         if blind { TICK_FAST } else { TICK_SLOW.min(self.limits.write_stall) }
@@ -241,7 +241,7 @@ impl Connection {
             }
         } else if self.protocol == Protocol::H1 && self.watch.peer_gone() {
             // Asked of the socket itself: an armed read says nothing once its waker has fired and
-            // hyper, waiting for the upstream to take what it has, did not read.
+            // whoever waits for the upstream to take what it has did not read.
             return Verdict::Gone;
         }
         if self.closing.get().is_none() {
@@ -320,7 +320,7 @@ impl Drop for RequestPlace {
 pub(super) struct Served {
     body: AnswerBody,
     place: RequestPlace,
-    /// A fault that waits until hyper has written what came before it.
+    /// A fault that waits until what came before it is written.
     fault: Option<BodyFault>,
 }
 
@@ -343,7 +343,7 @@ impl Body for Served {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
         let this = &mut *self;
         if let Some(fault) = this.fault.take() {
-            // hyper closes an h1 connection now. In order would look like a whole answer to a client
+            // An h1 connection is closed now. In order would look like a whole answer to a client
             // that waits for the end of the connection.
             if this.place.connection.protocol == Protocol::H1 {
                 this.place.connection.watch.reset_on_close();

@@ -162,7 +162,7 @@ impl Client {
         drop(answering);
         self.served.answers();
 
-        let (parts, mut body) = response.into_parts();
+        let (parts, body) = response.into_parts();
         let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let closes = |headers: &HeaderMap| headers.get(header::CONNECTION).is_some_and(|value| value == "close");
         keep &= !self.closing.get() && !closes(&parts.headers);
@@ -174,8 +174,7 @@ impl Client {
         });
         written.ok_or(Gone)?;
         drop(parts);
-        self.write_body(&mut body, ending).await?;
-        drop(body);
+        self.write_body(body, ending).await?;
         if switched {
             self.served.hand_over();
             return Err(Gone);
@@ -185,18 +184,21 @@ impl Client {
         Ok(keep && self.served.body_is_read())
     }
 
-    /// Writes what waits and a body behind it.
-    async fn write_body<B>(&self, body: &mut B, ending: Ending) -> Result<(), Gone>
+    /// Writes what waits and a body behind it. The body is gone before its last bytes are out: whoever has read those finds
+    /// its places given back.
+    async fn write_body<B>(&self, body: B, ending: Ending) -> Result<(), Gone>
     where
         B: Body<Data = Chunk> + Unpin,
     {
         let mut ending = ending;
-        let mut ended = ending == Ending::Nothing;
+        let mut body = Some(body).filter(|_| ending != Ending::Nothing);
         std::future::poll_fn(|cx| {
             loop {
                 let mut waits = false;
-                while !ended && self.served.with_wire(|wire| wire.out().has_room()).unwrap_or(false) {
-                    let frame = match Pin::new(&mut *body).poll_frame(cx) {
+                while let Some(frames) = &mut body
+                    && self.served.with_wire(|wire| wire.out().has_room()).unwrap_or(false)
+                {
+                    let frame = match Pin::new(&mut *frames).poll_frame(cx) {
                         Poll::Ready(Some(Ok(frame))) => Some(frame),
                         Poll::Ready(None) => None,
                         // What came before it is out, since nothing is gathered while the body waits.
@@ -206,10 +208,13 @@ impl Client {
                             break;
                         }
                     };
-                    ended = frame.is_none() || body.is_end_stream();
-                    let gathered = self.served.with_wire(|wire| gather(wire.out(), frame, &mut ending, ended));
+                    let last = frame.is_none() || frames.is_end_stream();
+                    let gathered = self.served.with_wire(|wire| gather(wire.out(), frame, &mut ending, last));
                     if gathered.is_none_or(|gathered| gathered.is_err()) {
                         return Poll::Ready(Err(Gone));
+                    }
+                    if last {
+                        body = None;
                     }
                 }
                 match self.wire(|wire| wire.poll_write(cx)) {
@@ -217,7 +222,7 @@ impl Client {
                     Poll::Ready(Err(Gone)) => return Poll::Ready(Err(Gone)),
                     Poll::Pending => return self.poll_client(cx),
                 }
-                if ended {
+                if body.is_none() {
                     return self.wire(|wire| wire.poll_flush(cx));
                 }
                 if waits {

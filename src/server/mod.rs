@@ -1,4 +1,4 @@
-//! One client connection: hyper for h1 or h2, the guards that hyper does not have, and a request's
+//! One client connection: `h1` or hyper's h2, the guards beside it, and a request's
 //! first steps: head policy, route, admission. Then it is `relay`'s.
 
 mod answer;

@@ -55,7 +55,7 @@ pub(super) fn host_of<B>(request: &Request<B>) -> &str {
     }
 }
 
-/// On h1 hyper has refused longer heads already; h2 knows no limit for the number of fields.
+/// On h1 longer heads have been refused already; h2 knows no limit for the number of fields.
 fn size<B>(request: &Request<B>, limits: &Limits) -> Result<(), (Guard, Refusal)> {
     let headers = request.headers();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());

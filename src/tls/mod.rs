@@ -87,7 +87,7 @@ static TLS13_ALONE: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 const ALPN_H2: &[u8] = b"h2";
 const ALPN_HTTP1: &[u8] = b"http/1.1";
-/// What old clients, and curl with `--http1.0`, offer; hyper's h1 server speaks it too.
+/// What old clients, and curl with `--http1.0`, offer; the h1 server speaks it too.
 const ALPN_HTTP10: &[u8] = b"http/1.0";
 
 #[cfg(test)]

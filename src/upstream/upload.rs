@@ -74,7 +74,7 @@ pub(crate) trait Approve {
     fn approve(&self, facts: &Facts, model: Option<ModelId>, bytes: u64) -> bool;
 }
 
-/// What the exchange keeps of a request body while hyper sends it.
+/// What the exchange keeps of a request body while it is sent.
 pub(crate) struct Upload {
     /// `None` once it has ended, failed, or was taken out to be drained.
     body: RefCell<Option<Incoming>>,
@@ -84,13 +84,13 @@ pub(crate) struct Upload {
     counter: IntCounter,
     counted: Cell<u64>,
     counted_at: Cell<Instant>,
-    /// hyper has asked for a frame, so a retry would lose bytes.
+    /// The line has asked for a frame, so a retry would lose bytes.
     touched: Cell<bool>,
     ended: Cell<bool>,
     fault: Cell<Option<UploadFault>>,
     /// Whoever polled last, to be woken by `fail`.
     waker: RefCell<Option<Waker>>,
-    /// The exchange, to be woken when the body fails in hyper's hands.
+    /// The exchange, to be woken when the body fails in the line's hands.
     watcher: RefCell<Option<Waker>>,
     /// Since when the last poll has been waiting for the client.
     waiting_since: Cell<Option<Instant>>,
@@ -100,7 +100,7 @@ pub(crate) struct Upload {
     editing: Option<RefCell<Editing>>,
 }
 
-/// A body that is read on its way, and what of it waits for hyper.
+/// A body that is read on its way, and what of it waits for the line.
 struct Editing {
     editor: Editor,
     /// What the upstream was told to expect and has not got yet, if the client told its length.
@@ -234,7 +234,7 @@ impl Upload {
         self.bytes.get()
     }
 
-    /// Whether hyper has asked for any of it. An empty body cannot be touched.
+    /// Whether the line has asked for any of it. An empty body cannot be touched.
     pub(crate) fn touched(&self) -> bool {
         self.touched.get()
     }
@@ -433,7 +433,7 @@ impl Drop for Upload {
 /// How often the bytes of a running upload are added to the shared counter.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 
-/// The body that hyper's client sends.
+/// The body as a line sends it.
 pub(crate) struct RequestBody(pub(super) Rc<Upload>);
 
 impl Body for RequestBody {
