@@ -153,29 +153,31 @@ fn works_and_gives_back(client: Alpn, upstream: Alpn) {
 
     let before = secret_bytes(&edge);
     let high = runtime().block_on(async {
+        // Nobody reads them at first: a stream that moves holds too little to be seen.
         let mut streams = Vec::new();
         for _ in 0..200 {
             let mut one = edge.connect(client).await;
-            streams.push(tokio::spawn(async move {
-                let script = "events=50;event_bytes=1000;period_us=40000";
-                let request = ask(&one, script).body(PatternBody::new(100_000)).expect("request");
-                let received = Received::read(one.send(request).await.expect("answer"), 0).await;
-                assert!(received.error.is_none() && received.len > 50_000, "{} bytes", received.len);
-            }));
+            let request = ask(&one, "size=1000000").body(FullBody::new("{}")).expect("request");
+            let answer = one.send(request).await.expect("answer");
+            streams.push((one, answer));
         }
         let mut high = 0;
-        while !streams.iter().all(tokio::task::JoinHandle::is_finished) {
+        for _ in 0..100 {
             high = high.max(secret_bytes(&edge));
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            if high > before + (8 << 20) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        for stream in streams {
-            stream.await.expect("stream");
+        for (_one, answer) in streams {
+            let received = Received::read(answer, 0).await;
+            assert!(received.error.is_none() && received.len == 1_000_000, "{} bytes", received.len);
         }
         high
     });
-    assert!(high > before + (1 << 20), "{pair}: the streams were not held there: {before} to {high} bytes");
-    // A stream holds so little on h1 that blocks kept at hand, and segments that one of them keeps, are most of what stays.
-    let back = || secret_bytes(&edge) < before + ((high - before) / 4).max(3 << 20);
+    assert!(high > before + (8 << 20), "{pair}: the streams were not held there: {before} to {high} bytes");
+    // Of what they held; pooled connections to the provider live on.
+    let back = || secret_bytes(&edge) < before + (high - before) / 4;
     assert!(
         wait_for(Duration::from_secs(60), back),
         "{pair}: from {before} to {high} bytes, back to {} only",
