@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -44,8 +45,9 @@ type H2Connection = http2::Connection<HyperIo<Transport, Rewriter>, RequestBody,
 
 struct H2State {
     /// Polled by its task; also asked for the peer's SETTINGS_MAX_CONCURRENT_STREAMS, which may
-    /// change when nothing wakes that task. Lives as long as its last stream.
-    connection: RefCell<H2Connection>,
+    /// change when nothing wakes that task. `None` when it has ended: what waits in its queue is handed back only when it
+    /// is dropped.
+    connection: RefCell<Option<H2Connection>>,
     /// The values of its heads.
     stand_ins: StandIns,
     streams: Cell<usize>,
@@ -90,7 +92,7 @@ impl H2Line {
             .await
             .ok()?;
         let state = Rc::new(H2State {
-            connection: RefCell::new(connection),
+            connection: RefCell::new(Some(connection)),
             stand_ins,
             streams: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
@@ -100,10 +102,18 @@ impl H2Line {
         let seen = state.clone();
         tokio::task::spawn_local(async move {
             let _open = open;
-            let ended = std::future::poll_fn(|cx| Pin::new(&mut *seen.connection.borrow_mut()).poll(cx)).await;
+            let ended = std::future::poll_fn(|cx| match &mut *seen.connection.borrow_mut() {
+                Some(connection) => Pin::new(connection).poll(cx),
+                None => Poll::Ready(Ok(())),
+            })
+            .await;
             // Why it ended reaches the streams that were on it.
             drop(ended);
             seen.over.set(true);
+            // A request that came when the peer had said that it goes away waits in there, and its stream's place would keep
+            // it for ever.
+            let connection = seen.connection.borrow_mut().take();
+            drop(connection);
             seen.freed.notify_waiters();
         });
         Some(Self { sender, state })
@@ -117,7 +127,9 @@ impl H2Line {
     /// A place for one more stream, if the peer's limit leaves one.
     pub(super) fn slot(&self) -> Option<(H2Slot, http2::SendRequest<RequestBody>)> {
         let state = &self.state;
-        if !self.alive() || state.streams.get() >= state.connection.borrow().current_max_send_streams() {
+        let streams_max =
+            state.connection.borrow().as_ref().map_or(0, |connection| connection.current_max_send_streams());
+        if !self.alive() || state.streams.get() >= streams_max {
             return None;
         }
         state.streams.set(state.streams.get() + 1);
