@@ -42,7 +42,7 @@ pub(crate) struct Served {
     held: Cell<bool>,
     /// The task that answers waits for the client to say something, or to leave.
     watching: Cell<bool>,
-    /// Somebody waits for that to end.
+    /// The task that answers, while the body is somebody else's to read. It alone writes: who reads asks it to.
     waker: RefCell<Option<Waker>>,
     takeover: RefCell<Option<oneshot::Sender<(Transport, Chunk)>>>,
 }
@@ -120,15 +120,32 @@ impl Served {
         if !self.held.get() || self.body_is_read() {
             return Poll::Ready(());
         }
-        *self.waker.borrow_mut() = Some(cx.waker().clone());
+        self.waits(cx);
         Poll::Pending
+    }
+
+    /// The task that answers is to be woken when the body's reader has something for it.
+    fn waits(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(known) => known.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Wakes the task that answers, unless it is the one that is running.
+    fn tell(&self, cx: &Context<'_>) {
+        if let Some(waker) = self.waker.borrow_mut().take_if(|waker| !waker.will_wake(cx.waker())) {
+            waker.wake();
+        }
     }
 
     /// Looks whether the client has left, once its request is read. What it sends early is kept, and then it is not looked
     /// at until that is used. To be called by one task for each request.
     pub(crate) fn client_left(&self, cx: &mut Context<'_>) -> bool {
         if !self.body_is_read() {
-            // Whoever reads the body sees it.
+            // Whoever reads the body sees it, and says when it has been read.
+            self.waits(cx);
             return false;
         }
         self.with_wire(|wire| {
@@ -171,7 +188,12 @@ impl Inbound {
         let Some(wire) = wire.as_mut() else { return Poll::Ready(Some(Err(InboundFault::Gone))) };
         let mut decoder = served.decoder.borrow_mut();
         loop {
-            match wire.take_body(&mut decoder) {
+            let taken = wire.take_body(&mut decoder);
+            if decoder.is_done() {
+                // From now on somebody else looks whether the client leaves.
+                served.tell(cx);
+            }
+            match taken {
                 Ok(Some(chunk)) => return Poll::Ready(Some(Ok(Frame::data(chunk)))),
                 Ok(None) => {}
                 Err(fault) => return Poll::Ready(Some(Err(fault.into()))),
@@ -185,9 +207,7 @@ impl Inbound {
             }
             if served.expects.take() {
                 wire.out().head(CONTINUE.len()).extend_from_slice(CONTINUE);
-                if let Poll::Ready(Err(_)) = wire.poll_flush(cx) {
-                    return Poll::Ready(Some(Err(InboundFault::Gone)));
-                }
+                served.tell(cx);
             }
             match ready!(wire.poll_more(cx)) {
                 Ok(true) => {}

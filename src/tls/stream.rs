@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::Context;
 use std::task::Poll;
+use std::task::Waker;
 use std::task::ready;
 
 use rustls::ExtractedSecrets;
@@ -114,6 +115,9 @@ pub struct TlsStream<IO> {
     /// Ciphertext that the socket has not taken yet, from `sent` on.
     outgoing: Vec<u8>,
     sent: usize,
+    /// Who was told to wait until the socket takes more. A socket wakes one task for writing: a reader that sends on must
+    /// not take that place, for it does not wait for it.
+    writer: Option<Waker>,
     /// The beginning of a message that goes on in the next record.
     message: Vec<u8>,
     /// The peer said that nothing comes any more.
@@ -186,6 +190,7 @@ impl<IO> TlsStream<IO> {
             incoming,
             outgoing: Vec::new(),
             sent: 0,
+            writer: None,
             message: Vec::new(),
             closed: false,
             close_sent: false,
@@ -484,9 +489,28 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         }
         if self.update_due || self.sent < self.outgoing.len() {
             // What does not go out at once goes with the next write or flush.
-            let _ = self.poll_send(cx);
+            let writer = self.writer.take();
+            let _ = self.poll_send(&mut writer.as_ref().map_or(Context::from_waker(cx.waker()), Context::from_waker));
+            self.writer = writer;
         }
         Ok(())
+    }
+
+    /// Keeps who waits to write.
+    fn waits_to_write(&mut self, cx: &Context<'_>) {
+        match &mut self.writer {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Sends what waits, for a writer.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.poll_send(cx);
+        if polled.is_pending() {
+            self.waits_to_write(cx);
+        }
+        polled
     }
 
     /// Sends what waits.
@@ -519,7 +543,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if self.sent < self.outgoing.len() || self.update_due {
-            ready!(self.poll_send(cx))?;
+            ready!(self.poll_sent(cx))?;
         }
         let whole: usize = slices.iter().map(|slice| slice.len()).sum();
         let len = whole.min(RECORDS_PER_WRITE * CONTENT_MAX);
@@ -528,7 +552,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         }
         if !self.sealer.good_for(RECORDS_PER_WRITE as u64) && self.tls13 {
             self.update()?;
-            ready!(self.poll_send(cx))?;
+            ready!(self.poll_sent(cx))?;
         }
         SEALED.with_borrow_mut(|room| {
             room.resize(RECORDS_PER_WRITE * SEALED_MAX, 0);
@@ -549,6 +573,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                     Poll::Pending => {
                         // Taken all the same; a flush waits for it.
                         self.outgoing.extend_from_slice(&room[sent..end]);
+                        self.waits_to_write(cx);
                         break;
                     }
                 }
@@ -602,7 +627,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.sent < this.outgoing.len() || this.update_due {
-            ready!(this.poll_send(cx))?;
+            ready!(this.poll_sent(cx))?;
         }
         Pin::new(&mut this.io).poll_flush(cx)
     }
@@ -614,7 +639,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
             this.close_sent = true;
             this.queue(Kind::Alert, &[1, CLOSE_NOTIFY])?;
         }
-        ready!(this.poll_send(cx))?;
+        ready!(this.poll_sent(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }

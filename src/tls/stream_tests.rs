@@ -1,7 +1,10 @@
 //! [`super::stream`] against rustls itself, byte by byte where it matters.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -395,4 +398,43 @@ async fn a_peer_that_does_not_read_makes_us_hold_two_records() {
     read.unwrap();
     assert!(got == block[..taken]);
     assert_eq!(ours.held(), 0, "an idle stream holds nothing");
+}
+
+#[tokio::test]
+async fn a_reader_does_not_take_the_place_of_who_waits_to_write() {
+    #[derive(Default)]
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    let (server, client) = configs(&TLS13, suites()[0].1);
+    let (near, far) = tokio::io::duplex(1_000);
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let (ours, theirs) =
+        tokio::join!(shake::accept(Arc::new(server), near, || {}, |_| ()), connector.connect(name(), far));
+    let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
+
+    let writer = Arc::new(Woken::default());
+    let waker = writer.clone().into();
+    let mut writing = Context::from_waker(&waker);
+    let block = pattern(100_000);
+    let mut taken = 0;
+    while let Poll::Ready(wrote) = Pin::new(&mut ours).poll_write(&mut writing, &block[taken..]) {
+        taken += wrote.unwrap();
+    }
+    theirs.write_all(b"hello").await.unwrap();
+    theirs.flush().await.unwrap();
+    let mut other = Context::from_waker(std::task::Waker::noop());
+    for _ in 0..2 {
+        // What was there, and the wait for more.
+        drop(ours.poll_block(&mut other));
+    }
+    writer.0.store(false, std::sync::atomic::Ordering::Relaxed);
+    // The socket has room again, if not for a whole record.
+    theirs.get_mut().0.read_exact(&mut [0; 500]).await.unwrap();
+    assert!(writer.0.load(std::sync::atomic::Ordering::Relaxed), "the writer waits for ever");
 }
