@@ -425,6 +425,39 @@ fn both_directions_flow_at_once() {
 }
 
 #[test]
+fn a_request_that_grows_too_large_in_its_answers_midst_is_no_fault_of_the_provider() {
+    for upstream in BOTH {
+        let provider = Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() });
+        let provider = provider.expect("provider");
+        let mut setup = setup("");
+        setup.extra += "[limits]\nbody_bytes = \"1MiB\"\n";
+        let rig = Rig { edge: Edge::with(&provider.url(), provider.ca_pem(), setup), provider, runtime: runtime() };
+        rig.runtime.block_on(async {
+            for alpn in BOTH {
+                let what = format!("{alpn:?} to {upstream:?}");
+                let account = Account::open(&rig.edge, "client_error");
+                let too_large = ["guard=\"body_too_large\""];
+                let refused = rig.edge.metric("nullhop_guard_total", &too_large);
+                let mut client = rig.edge.connect(alpn).await;
+                let (sender, body) = ChannelBody::new(1);
+                let script = "beside=1;events=100000;period_us=5000";
+                let answer = client.send(ask(&client, "POST", CHAT, script).body(body).expect("request")).await;
+                let mut body = answer.expect("head").into_body();
+                next_data(&mut body).await.expect("more").expect("data");
+                let feeder = tokio::spawn(async move { while sender.send(vec![b'x'; 5_000]).await.is_ok() {} });
+                let cut =
+                    tokio::time::timeout(20 * SECOND, async { while let Some(Ok(_)) = next_data(&mut body).await {} });
+                cut.await.unwrap_or_else(|_| panic!("{what}: goes on"));
+                feeder.abort();
+                account.closed_with(1.0, &what);
+                assert_eq!(rig.edge.metric("nullhop_upstream_failures_total", &[]), 0.0, "{what}");
+                assert_eq!(rig.edge.metric("nullhop_guard_total", &too_large), refused + 1.0, "{what}");
+            }
+        });
+    }
+}
+
+#[test]
 fn an_early_answer_arrives_whole_while_the_client_still_sends() {
     Rig::on_all_pairs("", async |rig, alpn, pair| {
         // Behind `early_close` the provider resets its connection, so its answer has to fit a window.

@@ -21,10 +21,12 @@ use super::tally::Tally;
 use crate::hygiene::Chunk;
 use crate::incoming::Broken;
 use crate::telemetry::labels::FailureReason;
+use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
 use crate::telemetry::labels::Phase;
 use crate::upstream::Inflow;
 use crate::upstream::Upload;
+use crate::upstream::UploadFault;
 
 /// One chunk in this many is timed.
 const CHUNKS_PER_SAMPLE: u32 = 64;
@@ -215,7 +217,16 @@ impl Stream {
             }
             Poll::Ready(Some(Err(error))) => {
                 let reason = if error == Broken::Reset { FailureReason::Reset } else { FailureReason::Truncated };
-                self.failed(reason, Outcome::UpstreamCut);
+                match self.upload.fault().and_then(of_client) {
+                    // The rest of the request was not sent, and the upstream broke off for that.
+                    Some((outcome, guard)) => {
+                        if let Some(guard) = guard {
+                            self.tally.handles().guard(guard).inc();
+                        }
+                        self.gave_up(outcome);
+                    }
+                    None => self.failed(reason, Outcome::UpstreamCut),
+                }
                 Poll::Ready(Some(Err(BodyFault::Cut)))
             }
             Poll::Ready(None) => {
@@ -264,19 +275,23 @@ impl Stream {
             self.ended = true;
             self.inflow = None;
             self.tally.settle(Outcome::Limited);
-            self.upload.fail(crate::upstream::UploadFault::Cancelled);
+            self.upload.fail(UploadFault::Cancelled);
         }
         over
     }
 
     fn failed(&mut self, reason: FailureReason, outcome: Outcome) {
-        self.ended = true;
-        self.inflow = None;
         if let Some(upstream) = self.tally.upstream() {
             self.tally.handles().upstream(upstream).failures(reason).inc();
         }
+        self.gave_up(outcome);
+    }
+
+    fn gave_up(&mut self, outcome: Outcome) {
+        self.ended = true;
+        self.inflow = None;
         self.tally.settle(outcome);
-        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+        self.upload.fail(UploadFault::Cancelled);
     }
 
     fn end(&mut self) {
@@ -292,6 +307,20 @@ impl Stream {
             drain_rest(self.upload.take_rest());
         }
     }
+}
+
+/// How an exchange ends whose request stopped in the answer's midst for this, and the guard that stopped it. `None`: the
+/// client has nothing to do with it.
+fn of_client(fault: UploadFault) -> Option<(Outcome, Option<Guard>)> {
+    Some(match fault {
+        UploadFault::BadFraming => (Outcome::ClientError, Some(Guard::BadFraming)),
+        UploadFault::TooLarge => (Outcome::ClientError, Some(Guard::BodyTooLarge)),
+        UploadFault::TooSlow => (Outcome::ClientError, Some(Guard::BodyTooSlow)),
+        UploadFault::Denied(_) => (Outcome::ClientError, None),
+        UploadFault::Limited => (Outcome::Limited, None),
+        UploadFault::ClientGone => (Outcome::ClientAbort, None),
+        UploadFault::Cancelled => return None,
+    })
 }
 
 impl Drop for Relayed {
@@ -340,7 +369,7 @@ impl Stream {
     /// The client does not read it any more: it left, or it has everything.
     fn abandoned(mut self: Box<Self>) {
         // First, so that an upload that still runs ends. Its provider does not bill for half a request.
-        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+        self.upload.fail(UploadFault::Cancelled);
         let worth = !self.ended && !self.abort_drain.is_zero() && self.upload.ended() && self.tally.looks();
         let may = !std::thread::panicking() && !self.tally.handles().process().cutting();
         if !worth || !may {
@@ -368,7 +397,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // An upload of an h2 exchange runs in a task of hyper's; this ends it.
-        self.upload.fail(crate::upstream::UploadFault::Cancelled);
+        self.upload.fail(UploadFault::Cancelled);
     }
 }
 

@@ -236,8 +236,11 @@ impl H1Line {
     /// The next piece of the answer's body, while the rest of the request goes on being sent.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, Broken>>> {
         if self.sending.is_some() || !self.wire.out().is_empty() {
-            // An answer may be whole although its request was not.
-            let _ = self.poll_send(cx);
+            // An answer may be whole although the provider did not take all of its request. A request that its client did not
+            // finish cannot be taken back but by the connection's end, as h2 resets its stream.
+            if let Poll::Ready(Err(LineFault::Upload)) = self.poll_send(cx) {
+                return self.cut(Broken::Cut);
+            }
         }
         loop {
             match self.wire.take_body(&mut self.decoder) {
