@@ -18,10 +18,6 @@ use std::time::Instant;
 
 use counted::Counted;
 use counted::Work;
-use http::HeaderMap;
-use http::HeaderName;
-use http::HeaderValue;
-use http::Request;
 use nullhop::bench;
 use nullhop::bench::CountingAllocator;
 
@@ -82,16 +78,6 @@ const ANSWER: [(&str, &str); 20] = [
     ("server", "cloudflare"),
     ("cf-ray", "9a0b1c2d3e4f5061-FRA"),
 ];
-
-/// A head, each value in a block of its own, as they are lifted out of a read buffer.
-fn head(fields: &[(&'static str, &str)]) -> HeaderMap {
-    let mut head = HeaderMap::with_capacity(fields.len());
-    for (name, value) in fields {
-        let value = HeaderValue::from_bytes(value.as_bytes()).expect("a value");
-        head.append(HeaderName::from_static(name), value);
-    }
-    head
-}
 
 /// A request for chat of 1 KiB.
 fn asked() -> Vec<u8> {
@@ -184,7 +170,7 @@ fn account(name: &'static str, end: fn(&mut bench::Records)) -> Work {
     with_admission(name, move |admission, folder| {
         let mut records = bench::Records::new(&folder.0);
         let accounts = bench::Accounts::new(&admission, &records);
-        let (permit, answer, body) = (admission.admit(0), head(&ANSWER), answered());
+        let (permit, answer, body) = (admission.admit(0), bench::Head::read(&ANSWER), answered());
         permit.settle();
         move || {
             accounts.whole(&admission, &permit, &answer, &body);
@@ -238,13 +224,12 @@ fn works() -> Vec<Work> {
         with_admission("heads: a request's, made", |_, folder| {
             move || {
                 black_box(&folder);
-                drop(black_box(head(&REQUEST)));
+                drop(black_box(bench::Head::read(&REQUEST)));
             }
         }),
         with_admission("heads: checked and routed", |admission, folder| {
             let gate = bench::Gate::new(&admission);
-            let mut request = Request::post("/v1/chat/completions").body(()).expect("a request");
-            *request.headers_mut() = head(&REQUEST);
+            let mut request = bench::Asked::new(bench::Head::read(&REQUEST));
             move || {
                 black_box(&folder);
                 black_box(gate.pass(&mut request));
@@ -265,7 +250,7 @@ fn works() -> Vec<Work> {
             }
         }),
         with_admission("retention: head and body read", |_, folder| {
-            let (mut reader, mut headers, body) = (bench::Reader::default(), head(&REQUEST), asked());
+            let (mut reader, mut headers, body) = (bench::Reader::default(), bench::Head::read(&REQUEST), asked());
             move || {
                 black_box(&folder);
                 black_box(reader.read(&mut headers, &body));
@@ -275,7 +260,7 @@ fn works() -> Vec<Work> {
             let permit = admitted(&admission);
             move || {
                 black_box(&folder);
-                let mut head = bench::request_head(head(&REQUEST));
+                let mut head = bench::request_head(bench::Head::read(&REQUEST));
                 permit.present(&mut head);
                 drop(black_box(head));
             }
@@ -283,14 +268,14 @@ fn works() -> Vec<Work> {
         with_admission("heads: an answer's, made", |_, folder| {
             move || {
                 black_box(&folder);
-                drop(black_box(head(&ANSWER)));
+                drop(black_box(bench::Head::read(&ANSWER)));
             }
         }),
         with_admission("heads: made, answer rewritten", move |admission, folder| {
             let permit = admitted(&admission);
             move || {
                 black_box(&folder);
-                let mut head = bench::response_head(head(&ANSWER));
+                let mut head = bench::response_head(bench::Head::read(&ANSWER));
                 permit.rewrite_answer(&mut head);
                 drop(black_box(head));
             }

@@ -15,6 +15,7 @@ pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod limits;
 pub(crate) mod listener;
+pub(crate) mod message;
 pub mod meter;
 pub(crate) mod prove;
 pub(crate) mod provider;
@@ -125,11 +126,13 @@ pub mod bench {
     pub use crate::hygiene::counting::CountingAllocator;
     pub use crate::hygiene::wipe::wipe;
     pub use crate::journal::bench::Records;
+    pub use crate::message::bench::Head;
     pub use crate::relay::bench::Accounts;
     pub use crate::relay::bench::Stream;
     pub use crate::relay::bench::request_head;
     pub use crate::relay::bench::response_head;
     pub use crate::retention::bench::Reader;
+    pub use crate::server::bench::Asked;
     pub use crate::server::bench::Gate;
 
     /// Blocks come from locked memory from now on, by the code that serves secret memory as well. `false`: there is none.

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
 use http::HeaderName;
 
 use crate::config::Config;
+use crate::message::Fields;
 use crate::provider;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -124,7 +124,7 @@ impl Routes {
     ///
     /// # Errors
     /// What to answer instead.
-    pub(crate) fn find(&self, host: &str, path: &str, headers: &HeaderMap) -> Result<Route, NoRoute> {
+    pub(crate) fn find(&self, host: &str, path: &str, headers: &Fields) -> Result<Route, NoRoute> {
         let (upstream, prefix_len) = if let Some(place) = self.by_host.get(&*lower(without_port(host))) {
             (*place, 0)
         } else if let Some((prefix, place)) = self.prefixes.iter().find(|(prefix, _)| is_below(path, prefix)) {

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::path::PathBuf;
 
 /// From the ground up. A module may name modules that stand before it, and itself.
-const FLOORS: [&str; 31] = [
+const FLOORS: [&str; 32] = [
     "hygiene",
     "keys",
     "limits",
     "journal",
     "provider",
+    "message",
     "decode",
     "meter",
     "retention",

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::HeaderMap;
 use http::HeaderValue;
 use http::header;
 
@@ -25,6 +24,8 @@ use crate::config::Config;
 use crate::keys;
 use crate::keys::Record;
 use crate::keys::Track;
+use crate::message::Fields;
+use crate::message::bench::Head;
 use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
@@ -45,7 +46,7 @@ pub struct Bench {
     /// `None` before the first [`Bench::reload`].
     keys: Option<Arc<Keys>>,
     worker: Worker,
-    heads: Vec<HeaderMap>,
+    heads: Vec<Fields>,
 }
 
 impl Bench {
@@ -76,7 +77,7 @@ impl Bench {
                     expires: None,
                     revoked: None,
                 });
-                let mut head = HeaderMap::new();
+                let mut head = Fields::default();
                 let value = HeaderValue::from_str(&format!("Bearer {}", &**text)).expect("a value");
                 head.insert(header::AUTHORIZATION, value);
                 heads.push(head);
@@ -113,8 +114,9 @@ impl Bench {
 
     /// Looks the key of a place up.
     pub fn look_up(&self, place: usize) -> bool {
-        let value = self.heads[place % self.heads.len()][header::AUTHORIZATION].as_bytes();
-        self.keys.as_ref().is_some_and(|keys| keys.find(&value[7..], 0).is_ok())
+        let value = self.heads[place % self.heads.len()].get(header::AUTHORIZATION);
+        let found = self.keys.as_ref().zip(value).map(|(keys, value)| keys.find(&value.as_bytes()[7..], 0).is_ok());
+        found.unwrap_or_default()
     }
 
     /// Admits a request of the key of a place, lets its body through, and settles.
@@ -172,12 +174,12 @@ impl Admitted {
     }
 
     /// Puts the operator's key into its head.
-    pub fn present(&self, headers: &mut HeaderMap) {
+    pub fn present(&self, Head(headers): &mut Head) {
         self.0.present(Provider::Openai, "/v1/chat/completions", headers);
     }
 
     /// Looks at the provider's answer, and puts the caller's own limits into its head.
-    pub fn rewrite_answer(&self, headers: &mut HeaderMap) {
+    pub fn rewrite_answer(&self, Head(headers): &mut Head) {
         assert!(!self.0.answered(200, headers));
         self.0.rewrite_answer(Dialect::Openai, headers);
     }

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 
-use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::header;
 use zeroize::Zeroize;
+
+use crate::message::Fields;
 
 /// The headers in which SDKs send keys, the place where `?key=` counts behind them.
 const PLACES: [HeaderName; 4] = [
@@ -41,7 +42,7 @@ impl Drop for Text<'_> {
 
 impl<'h> Shown<'h> {
     /// The credentials in a request's headers and query.
-    pub(super) fn of(headers: &'h HeaderMap, query: Option<&'h str>) -> Self {
+    pub(super) fn of(headers: &'h Fields, query: Option<&'h str>) -> Self {
         let mut shown = Self { texts: [const { None }; SHOWN_MAX], len: 0 };
         for name in &PLACES {
             for value in headers.get_all(name) {
@@ -139,17 +140,17 @@ fn decoded(text: &str) -> Cow<'_, [u8]> {
 }
 
 /// Takes every credential off `headers`.
-pub(crate) fn take_off(headers: &mut HeaderMap) {
+pub(crate) fn take_off(headers: &mut Fields) {
     for name in &PLACES {
         headers.remove(name);
     }
     let name = header::SEC_WEBSOCKET_PROTOCOL;
     // By bytes, as they are looked for: a value need not be text.
     let shows = |token: &[u8]| token.starts_with(SUBPROTOCOL.as_bytes());
-    if !headers.get_all(&name).iter().any(|value| tokens(value).any(shows)) {
+    if !headers.get_all(&name).any(|value| tokens(value).any(shows)) {
         return;
     }
-    let values: Vec<_> = headers.get_all(&name).iter().cloned().collect();
+    let values: Vec<_> = headers.get_all(&name).cloned().collect();
     headers.remove(&name);
     for value in values {
         let kept: Vec<&[u8]> = tokens(&value).filter(|token| !shows(token)).collect();
@@ -187,7 +188,7 @@ pub(crate) fn without_key(target: String) -> String {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+    fn map(pairs: &[(&'static str, &'static str)]) -> Fields {
         pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
     }
 
@@ -219,7 +220,7 @@ mod tests {
         let headers = map(&[("authorization", "Bearer nhk_a"), ("x-api-key", "sk-b")]);
         assert!(Shown::of(&headers, None).differ());
         assert!(Shown::of(&map(&[("authorization", "Bearer nhk_a")]), Some("key=nhk_b")).differ());
-        assert!(Shown::of(&HeaderMap::new(), Some(&"key=nhk_a&".repeat(20))).differ());
+        assert!(Shown::of(&Fields::default(), Some(&"key=nhk_a&".repeat(20))).differ());
     }
 
     #[test]
@@ -238,10 +239,10 @@ mod tests {
         // What is no text is searched like what is one.
         let name = header::SEC_WEBSOCKET_PROTOCOL;
         let value = HeaderValue::from_bytes(b"\xff, openai-insecure-api-key.nhk_a,realtime").unwrap();
-        let mut headers = HeaderMap::from_iter([(name.clone(), value)]);
+        let mut headers = Fields::from_iter([(name.clone(), value)]);
         assert_eq!(Shown::of(&headers, None).first(), Some(&b"nhk_a"[..]));
         take_off(&mut headers);
-        assert_eq!(headers[&name].as_bytes(), b"\xff, realtime");
+        assert_eq!(headers[name.as_str()].as_bytes(), b"\xff, realtime");
         for (target, kept) in [
             (
                 "/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a",

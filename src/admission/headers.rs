@@ -1,9 +1,9 @@
 //! How much is left of a caller's limits, in the headers of the API that it called (WIRE section 6.4).
 
 use std::io::Write;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use super::ledger::Subjects;
 use crate::limits::Kind;
 use crate::limits::Left;
+use crate::message::Fields;
+use crate::message::Known;
 use crate::provider::Dialect;
 
 const SECOND: u64 = 1_000_000_000;
@@ -39,12 +41,12 @@ impl Standing {
     }
 
     /// Writes what there is into `headers`. Google's API has no such headers.
-    pub(crate) fn write(&self, dialect: Dialect, unix: i64, headers: &mut HeaderMap) {
+    pub(crate) fn write(&self, dialect: Dialect, unix: i64, headers: &mut Fields) {
         self.lines(dialect, unix).put(headers);
     }
 
     /// The same, in the place of what the provider says of the operator's own account.
-    pub(super) fn replace(&self, dialect: Dialect, unix: i64, headers: &mut HeaderMap) {
+    pub(super) fn replace(&self, dialect: Dialect, unix: i64, headers: &mut Fields) {
         let lines = self.lines(dialect, unix);
         take_off_account(headers, &lines);
         lines.put(headers);
@@ -152,7 +154,7 @@ impl Lines {
         self.lines[..self.len].iter().flatten().any(|(known, _)| *known == name)
     }
 
-    fn put(self, headers: &mut HeaderMap) {
+    fn put(self, headers: &mut Fields) {
         let (text, mut from) = (Bytes::from(self.text), 0);
         for (name, end) in self.lines.into_iter().flatten() {
             if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(from..end)) {
@@ -164,16 +166,18 @@ impl Lines {
 }
 
 /// Takes off what a provider says of the operator's account, but for what `lines` write over.
-fn take_off_account(headers: &mut HeaderMap, lines: &Lines) {
-    for name in &ACCOUNT {
-        headers.remove(name);
-    }
-    let tells = |name: &&HeaderName| tells_of_limits(name.as_str()) && !lines.has(name);
-    // Allocates nothing where there are none.
-    let told: Vec<_> = headers.keys().filter(tells).cloned().collect();
-    told.into_iter().for_each(|name| {
-        headers.remove(name);
+fn take_off_account(headers: &mut Fields, lines: &Lines) {
+    headers.retain(|name, known| {
+        let tells = known.of(&OF_ACCOUNT).copied().unwrap_or_else(|| tells_of_account(name));
+        !tells || lines.has(name)
     });
+}
+
+/// Of the names that are known.
+static OF_ACCOUNT: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(tells_of_account));
+
+fn tells_of_account(name: &HeaderName) -> bool {
+    ACCOUNT.contains(name) || tells_of_limits(name.as_str())
 }
 
 fn number(text: &mut Vec<u8>, number: u64) {
@@ -233,11 +237,12 @@ fn tells_of_limits(name: &str) -> bool {
 }
 
 /// Takes off `headers` of a request what names an account at the provider: with the operator's key it would be another's.
-pub(super) fn take_off_account_names(headers: &mut HeaderMap) {
-    for name in &ACCOUNT_NAMES {
-        headers.remove(name);
-    }
+pub(super) fn take_off_account_names(headers: &mut Fields) {
+    headers.retain(|name, known| !known.of(&IS_ACCOUNT_NAME).copied().unwrap_or_else(|| ACCOUNT_NAMES.contains(name)));
 }
+
+/// Of the names that are known.
+static IS_ACCOUNT_NAME: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| ACCOUNT_NAMES.contains(name)));
 
 /// See [`take_off_account_names`].
 static ACCOUNT_NAMES: [HeaderName; 6] = [
@@ -265,7 +270,7 @@ mod tests {
 
     #[test]
     fn each_api_gets_its_own_words() {
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         standing().write(Dialect::Openai, 0, &mut headers);
         let get = |name: &str| headers[name].to_str().unwrap().to_owned();
         assert_eq!(
@@ -275,14 +280,14 @@ mod tests {
         assert_eq!(get("x-ratelimit-reset-requests"), "100ms");
         assert_eq!((get("x-ratelimit-limit-tokens"), get("x-ratelimit-reset-tokens")), ("500".into(), "1h1m1s".into()));
 
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         standing().write(Dialect::Anthropic, 1_000_000_000, &mut headers);
         assert_eq!(headers["anthropic-ratelimit-tokens-remaining"], "400");
         assert_eq!(headers["anthropic-ratelimit-tokens-reset"], "2001-09-09T01:47:16Z");
         assert_eq!(headers["anthropic-ratelimit-output-tokens-limit"], "500");
         assert!(!headers.contains_key("anthropic-ratelimit-input-tokens-limit"));
 
-        let mut headers = HeaderMap::new();
+        let mut headers = Fields::default();
         standing().write(Dialect::Google, 0, &mut headers);
         assert!(headers.is_empty());
     }
@@ -331,16 +336,16 @@ mod tests {
             ["x-codex-turn-state", "x-request-id", "request-id", "ratelimits", "anthropic-version", "retry-after"];
         let theirs = "x-ratelimit-remaining-requests";
         for dialect in [Dialect::Openai, Dialect::Anthropic, Dialect::Google] {
-            let mut headers = HeaderMap::new();
+            let mut headers = Fields::default();
             for name in told.iter().chain(&kept).chain([&theirs]) {
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs as well"));
             }
             standing().replace(dialect, 0, &mut headers);
             assert!(told.iter().all(|name| !headers.contains_key(*name)));
-            assert!(kept.iter().all(|name| headers.get_all(*name).iter().count() == 2));
+            assert!(kept.iter().all(|name| headers.get_all(*name).count() == 2));
             // Of two values none is left beside ours.
-            let ours: Vec<_> = headers.get_all(theirs).iter().collect();
+            let ours: Vec<_> = headers.get_all(theirs).collect();
             assert_eq!(ours, if dialect == Dialect::Openai { vec!["599"] } else { vec![] });
             let families = [
                 ("x-ratelimit-", if dialect == Dialect::Openai { 6 } else { 0 }),

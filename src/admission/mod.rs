@@ -31,7 +31,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -46,6 +45,7 @@ use crate::keys::Track;
 use crate::limits::Amount;
 use crate::limits::Class;
 use crate::limits::Limit;
+use crate::message::Fields;
 use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
@@ -141,7 +141,7 @@ struct Upstream {
 
 /// What a request's head says to admission. Borrowed; nothing of it is kept but a hash.
 pub(crate) struct Asked<'r> {
-    pub(crate) headers: &'r HeaderMap,
+    pub(crate) headers: &'r Fields,
     pub(crate) query: Option<&'r str>,
     /// Place of the upstream in the configuration.
     pub(crate) upstream: usize,
@@ -611,7 +611,7 @@ impl Permit {
 
     /// Puts the operator's key in the place of the caller's, and takes off what names another account. In pass-through the
     /// caller's goes on untouched. A key of ours that stands apart is taken off either way.
-    pub(crate) fn present(&self, provider: Provider, path: &str, headers: &mut HeaderMap) {
+    pub(crate) fn present(&self, provider: Provider, path: &str, headers: &mut Fields) {
         if let Some(keys) = &self.admission().config.keys {
             headers.remove(&keys.header);
         }
@@ -636,7 +636,7 @@ impl Permit {
     }
 
     /// The provider has answered. Says whether its answer must not reach the caller, since it speaks of the operator's key.
-    pub(crate) fn answered(&self, status: u16, headers: &HeaderMap) -> bool {
+    pub(crate) fn answered(&self, status: u16, headers: &Fields) -> bool {
         let Some(picked) = self.picked else { return false };
         let told = headers.get(http::header::RETRY_AFTER).filter(|_| status == 429);
         let retry_after = told.and_then(|value| value.to_str().ok()?.trim().parse().ok());
@@ -653,7 +653,7 @@ impl Permit {
     }
 
     /// What a managed caller sees of its own limits instead of the operator's; in pass-through the provider's stay.
-    pub(crate) fn rewrite_answer(&self, dialect: Dialect, headers: &mut HeaderMap) {
+    pub(crate) fn rewrite_answer(&self, dialect: Dialect, headers: &mut Fields) {
         if self.mode != Mode::Managed {
             return;
         }
@@ -886,7 +886,7 @@ impl Approve for Permit {
 
 impl Admission {
     /// What the provider says of the operator's own limits.
-    fn headroom(&self, upstream: usize, headers: &HeaderMap) {
+    fn headroom(&self, upstream: usize, headers: &Fields) {
         let number = |name: &HeaderName| {
             let text = headers.get(name)?.to_str().ok()?.trim();
             // Nearly always whole numbers, which are read with less work.
@@ -947,7 +947,7 @@ static HEADROOM_OF_ANTHROPIC: [Headroom; 4] = [
 ];
 
 /// Marks the credentials of `headers` as sensitive. `apart`: the header of our own keys, if there are any.
-pub(crate) fn protect_credentials(headers: &mut HeaderMap, apart: Option<&HeaderName>) {
+pub(crate) fn protect_credentials(headers: &mut Fields, apart: Option<&HeaderName>) {
     for (name, value) in headers.iter_mut() {
         if CREDENTIAL_HEADERS.contains(name) || apart == Some(name) {
             value.set_sensitive(true);
@@ -956,6 +956,6 @@ pub(crate) fn protect_credentials(headers: &mut HeaderMap, apart: Option<&Header
 }
 
 /// The dialect of an answer, for a request that got no further than its head.
-pub(crate) fn guess_dialect(path: &str, headers: &HeaderMap) -> Dialect {
+pub(crate) fn guess_dialect(path: &str, headers: &Fields) -> Dialect {
     Dialect::guess(path, headers.contains_key("anthropic-version"), headers.contains_key("x-goog-api-key"))
 }

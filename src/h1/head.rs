@@ -20,6 +20,9 @@ use http::header;
 use super::body::Framing;
 use super::body::Malformed;
 
+use crate::message;
+use crate::message::Fields;
+
 /// Fields of one head, whatever the configuration says; its maximum is not above.
 const FIELDS_MAX: usize = 1_000;
 
@@ -40,7 +43,7 @@ pub(crate) struct RequestHead {
     pub(crate) target: Uri,
     /// 1.0 or 1.1.
     pub(crate) version: Version,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
 }
 
 /// An answer's head as it came.
@@ -48,7 +51,7 @@ pub(crate) struct ResponseHead {
     pub(crate) status: StatusCode,
     /// 1.0 or 1.1.
     pub(crate) version: Version,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
 }
 
 /// A head that is read from the beginning of what has arrived.
@@ -106,7 +109,9 @@ impl Head for ResponseHead {
 pub(super) fn parse_trailers(bytes: &[u8]) -> Result<HeaderMap, Malformed> {
     let mut room = [httparse::EMPTY_HEADER; FIELDS_ON_STACK];
     match httparse::parse_headers(bytes, &mut room) {
-        Ok(httparse::Status::Complete((len, fields))) if len == bytes.len() => copied(fields).map_err(|_| Malformed),
+        Ok(httparse::Status::Complete((len, fields))) if len == bytes.len() => {
+            copied(fields).map(HeaderMap::from).map_err(|_| Malformed)
+        }
         _ => Err(Malformed),
     }
 }
@@ -132,12 +137,12 @@ fn version_of(minor: Option<u8>) -> Result<Version, HeadFault> {
     }
 }
 
-fn copied(fields: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadFault> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+fn copied(fields: &[httparse::Header<'_>]) -> Result<Fields, HeadFault> {
+    let mut headers = Fields::with_capacity(fields.len() + message::ROOM);
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadFault::Malformed)?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| HeadFault::Malformed)?;
-        headers.append(name, value);
+        if !headers.push_read(field.name.as_bytes(), field.value) {
+            return Err(HeadFault::Malformed);
+        }
     }
     Ok(headers)
 }
@@ -199,8 +204,8 @@ impl ResponseHead {
 }
 
 /// Whether the body comes in chunks.
-fn one_coding(headers: &HeaderMap) -> Result<bool, Malformed> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+fn one_coding(headers: &Fields) -> Result<bool, Malformed> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(false),
         (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
@@ -208,8 +213,8 @@ fn one_coding(headers: &HeaderMap) -> Result<bool, Malformed> {
     }
 }
 
-fn one_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+fn one_length(headers: &Fields) -> Result<Option<u64>, Malformed> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH);
     let Some(length) = lengths.next() else { return Ok(None) };
     let digits = length.as_bytes();
     if lengths.next().is_some() || digits.is_empty() {
@@ -223,9 +228,9 @@ fn one_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     Ok(Some(value))
 }
 
-fn keeps_alive(version: Version, headers: &HeaderMap) -> bool {
+fn keeps_alive(version: Version, headers: &Fields) -> bool {
     let says = |token: &str| {
-        let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let values = headers.get_all(header::CONNECTION).filter_map(|value| value.to_str().ok());
         values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
     if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") }
@@ -251,9 +256,9 @@ pub(crate) fn write_status_line(out: &mut Vec<u8>, version: Version, status: Sta
     out.extend_from_slice(b"\r\n");
 }
 
-/// Adds all of `headers`.
-pub(crate) fn write_fields(out: &mut Vec<u8>, headers: &HeaderMap) {
-    for (name, value) in headers {
+/// Adds all `fields`.
+pub(crate) fn write_fields<'f>(out: &mut Vec<u8>, fields: impl Iterator<Item = (&'f HeaderName, &'f HeaderValue)>) {
+    for (name, value) in fields {
         write_field(out, name.as_str(), value.as_bytes());
     }
 }
@@ -300,7 +305,7 @@ pub(crate) fn write_date(out: &mut Vec<u8>) {
 }
 
 /// Room that a head of `headers` takes, about.
-pub(crate) fn head_bytes(headers: &HeaderMap) -> usize {
+pub(crate) fn head_bytes(headers: &Fields) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() + 160
 }
 
@@ -325,7 +330,7 @@ mod tests {
         let (head, len) = request(&format!("{text}body")).expect("readable").expect("whole");
         assert_eq!((head.method, head.version, len), (Method::POST, Version::HTTP_11, text.len()));
         assert_eq!(head.target, "/v1/x?a=b");
-        assert_eq!(head.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.headers.get_all("x-a").collect::<Vec<_>>(), ["1", "2"]);
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(17));
         assert_eq!(request(&many).err(), Some(HeadFault::TooLarge));
         for text in ["GET / HTTP/2.0\r\n\r\n", "GET /\r\n\r\n", "G@T / HTTP/1.1\r\nhost : x\r\n\r\n", "\0"] {
@@ -398,12 +403,12 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        let mut headers = HeaderMap::new();
-        headers.append("x-a", HeaderValue::from_static("1"));
-        headers.append("x-a", HeaderValue::from_static("2"));
+        let mut headers = Fields::default();
+        headers.append(HeaderName::from_static("x-a"), HeaderValue::from_static("1"));
+        headers.append(HeaderName::from_static("x-a"), HeaderValue::from_static("2"));
         let mut out = Vec::new();
         write_request_line(&mut out, &Method::POST, ["/base", "/v1?x=y"], "host:1");
-        write_fields(&mut out, &headers);
+        write_fields(&mut out, headers.iter());
         write_length(&mut out, u64::MAX);
         out.extend_from_slice(b"\r\n");
         let (head, len) = RequestHead::parse(&out, 16).ok().flatten().expect("a head");

@@ -25,6 +25,7 @@ use std::task::Poll;
 use std::task::ready;
 
 use bytes::Buf;
+use http::HeaderMap;
 use memchr::memmem;
 use tokio::io::AsyncWrite;
 
@@ -303,9 +304,9 @@ impl Out {
     }
 
     /// The same with trailers.
-    pub(crate) fn push_trailers(&mut self, trailers: &http::HeaderMap) {
+    pub(crate) fn push_trailers(&mut self, trailers: &HeaderMap) {
         let mut end = b"0\r\n".to_vec();
-        write_fields(&mut end, trailers);
+        write_fields(&mut end, trailers.iter());
         end.extend_from_slice(b"\r\n");
         self.push(Chunk::taken(end), false, b"");
     }
@@ -417,7 +418,7 @@ mod tests {
             out.push_plain(Chunk::copied(b"plain"));
             out.push_end();
             assert_eq!(written(&mut out, step), b"plain0\r\n\r\n");
-            let mut trailers = http::HeaderMap::new();
+            let mut trailers = HeaderMap::new();
             trailers.insert("x-sum", http::HeaderValue::from_static("7"));
             out.push_trailers(&trailers);
             assert_eq!(written(&mut out, step), b"0\r\nx-sum: 7\r\n\r\n");
@@ -431,7 +432,7 @@ mod tests {
             out.push_chunk(Chunk::copied(b"x"));
         }
         out.push_end();
-        out.push_trailers(&http::HeaderMap::new());
+        out.push_trailers(&HeaderMap::new());
         assert!(out.pieces.len() <= PIECES_MAX);
         let mut slices = [IoSlice::new(&[]); 3 * PIECES_MAX + 1];
         assert!(out.slices(&mut slices) <= slices.len());

@@ -6,7 +6,8 @@ use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
 
-use http::HeaderMap;
+use http::HeaderName;
+use http::HeaderValue;
 use http::Method;
 
 use super::Decoder;
@@ -121,12 +122,12 @@ fn message(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &[u8]>,
     let framing = match side {
         Side::Requests => next_head::<RequestHead>(wire, pieces).map(|head| {
             let line = format!("{} {} {:?} {}", head.method, head.target, head.version, head.keeps_alive());
-            parts.push(Part::Head(line, fields(&head.headers)));
+            parts.push(Part::Head(line, fields(head.headers.iter())));
             head.framing().map(|(framing, _)| framing)
         }),
         Side::Answers { head } => next_head::<ResponseHead>(wire, pieces).map(|answer| {
             let line = format!("{} {:?} {}", answer.status, answer.version, answer.keeps_alive());
-            parts.push(Part::Head(line, fields(&answer.headers)));
+            parts.push(Part::Head(line, fields(answer.headers.iter())));
             answer.framing(if head { &Method::HEAD } else { &Method::GET })
         }),
     };
@@ -169,7 +170,7 @@ fn message(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &[u8]>,
     }
     parts.push(Part::Body(content));
     match decoder.take_trailers() {
-        Ok(Some(trailers)) => parts.push(Part::Trailers(fields(&trailers))),
+        Ok(Some(trailers)) => parts.push(Part::Trailers(fields(trailers.iter()))),
         Ok(None) => {}
         Err(_) => {
             parts.push(Part::Malformed);
@@ -199,8 +200,8 @@ fn feed(wire: &mut Wire, piece: &[u8]) {
     wire.start = 0;
 }
 
-fn fields(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+fn fields<'f>(fields: impl Iterator<Item = (&'f HeaderName, &'f HeaderValue)>) -> Vec<(String, Vec<u8>)> {
+    fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }
 
 #[cfg(test)]

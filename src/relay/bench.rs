@@ -4,8 +4,6 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Instant;
 
-use http::HeaderMap;
-
 use super::head;
 use super::record::Names;
 use super::record::Recorder;
@@ -17,6 +15,8 @@ use crate::admission::bench::Bench;
 use crate::config::Privacy;
 use crate::h1::bench::Passage;
 use crate::journal::bench::Records;
+use crate::message::Fields;
+use crate::message::bench::Head;
 use crate::meter::Api;
 use crate::provider::Operation;
 use crate::telemetry::labels::Mode;
@@ -26,13 +26,13 @@ use crate::telemetry::labels::UpstreamId;
 use crate::tls::bench::Direction;
 
 /// A request's head for the upstream.
-pub fn request_head(headers: HeaderMap) -> HeaderMap {
-    head::request_headers(headers, Privacy::Device, false)
+pub fn request_head(Head(headers): Head) -> Head {
+    Head(head::request_headers(headers, Privacy::Device, false))
 }
 
 /// An answer's head for the client.
-pub fn response_head(headers: HeaderMap) -> HeaderMap {
-    head::response_headers(headers)
+pub fn response_head(Head(headers): Head) -> Head {
+    Head(head::response_headers(headers))
 }
 
 /// Accounts that end in a journal.
@@ -49,7 +49,7 @@ impl Accounts {
     }
 
     /// One account from its opening to its record, with an answer of one piece.
-    pub fn whole(&self, admission: &Bench, permit: &Admitted, answer: &HeaderMap, body: &[u8]) {
+    pub fn whole(&self, admission: &Bench, permit: &Admitted, Head(answer): &Head, body: &[u8]) {
         let handles = admission.handles().clone();
         let mut tally = Tally::open(handles, Some(self.recorder.clone()), Instant::now());
         tally.routed(UpstreamId(0), Operation::ChatCompletions, Mode::None);
@@ -76,8 +76,8 @@ impl Stream {
         let mut tally = Tally::open(admission.handles().clone(), None, Instant::now());
         tally.routed(UpstreamId(0), Operation::ChatCompletions, Mode::Managed);
         tally.admitted(permit.shared());
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", http::HeaderValue::from_static("text/event-stream"));
+        let mut headers = Fields::default();
+        headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/event-stream"));
         tally.look(Look::new(Call { api: Api::OpenaiChat, array: false }, &headers));
         tally.answered(200, Source::Upstream, true, Instant::now());
         Self { incoming: Direction::new(), outgoing: Direction::new(), passage: Passage::new(), tally }

@@ -20,8 +20,6 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::Request;
-use http::Response;
 use http::StatusCode;
 use http_body::Body;
 
@@ -29,6 +27,9 @@ use crate::admission::Permit;
 use crate::admission::Refusal;
 use crate::config;
 use crate::incoming::Incoming;
+use crate::message::Fields;
+use crate::message::Request;
+use crate::message::Response;
 use crate::meter::Api;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -183,7 +184,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
 }
 
 /// What policy says to a request's head.
-fn read_head(way: &Way, method: &http::Method, headers: &mut http::HeaderMap) -> Result<Option<Editor>, Denied> {
+fn read_head(way: &Way, method: &http::Method, headers: &mut Fields) -> Result<Option<Editor>, Denied> {
     let upstream = way.upstream_config();
     let policy = way.permit.policy();
     let (path, query) = match way.path.split_once('?') {
@@ -311,16 +312,13 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> R
     let outcome = outcome_of(status);
     let (silence_max, abort_drain) = (way.upstream_config().silence_timeout, way.upstream_config().abort_drain);
     let stream = Stream::new(body, upload, way.tally, way.stall, silence_max, outcome, abort_drain);
-    let mut response = Response::new(AnswerBody::Relayed(Relayed::new(stream, hide)));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+    Response::of(status, headers, AnswerBody::Relayed(Relayed::new(stream, hide)))
 }
 
 /// Whether an answer's body comes as it is.
-fn plain(headers: &http::HeaderMap) -> bool {
-    let values = headers.get_all(http::header::CONTENT_ENCODING);
-    values.iter().all(|value| matches!(value.as_bytes().trim_ascii(), b"") || value == "identity")
+fn plain(headers: &Fields) -> bool {
+    let mut values = headers.get_all(http::header::CONTENT_ENCODING);
+    values.all(|value| matches!(value.as_bytes().trim_ascii(), b"") || value == "identity")
 }
 
 fn without_query(path: &str) -> &str {

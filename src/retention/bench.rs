@@ -1,12 +1,12 @@
 //! What reading a request costs: the door for `benches/request.rs`, in no other build.
 
-use http::HeaderMap;
 use http::Method;
 
 use super::Facts;
 use super::Policy;
 use super::Usage;
 use crate::hygiene::Chunk;
+use crate::message::bench::Head;
 use crate::provider::Provider;
 
 /// An upstream's policy: all rules, and usage asked for.
@@ -23,7 +23,7 @@ impl Default for Reader {
 
 impl Reader {
     /// Reads a request for chat: its head, then its body in one piece. Returns how many bytes go on.
-    pub fn read(&mut self, headers: &mut HeaderMap, body: &[u8]) -> usize {
+    pub fn read(&mut self, Head(headers): &mut Head, body: &[u8]) -> usize {
         let Ok(Some(mut editor)) = self.policy.read_head(
             Provider::Openai,
             "api.openai.com",

@@ -13,7 +13,6 @@ mod rules;
 mod twin;
 mod vendor;
 
-use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
@@ -23,6 +22,7 @@ use crate::decode::DecodeFault;
 use crate::decode::Decoder;
 use crate::decode::Encoding;
 use crate::hygiene::Chunk;
+use crate::message::Fields;
 use crate::provider::Provider;
 
 use fields::Act;
@@ -158,7 +158,7 @@ impl Policy {
         method: &Method,
         path: &str,
         query: Option<&str>,
-        headers: &mut HeaderMap,
+        headers: &mut Fields,
     ) -> Result<Option<Editor>, Denied> {
         let vendor = self.vendor.unwrap_or_else(|| Vendor::of(provider, host));
         let path = Path::new(path);
@@ -279,8 +279,8 @@ fn is_type(value: &[u8], wanted: &[u8]) -> bool {
     essence.trim_ascii().eq_ignore_ascii_case(wanted)
 }
 
-fn walker(plan: Plan, body: &Body, headers: &HeaderMap) -> Result<Option<Walker>, Denied> {
-    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+fn walker(plan: Plan, body: &Body, headers: &Fields) -> Result<Option<Walker>, Denied> {
+    let mut types = headers.get_all(header::CONTENT_TYPE);
     let content_type = types.next().map_or(&b""[..], HeaderValue::as_bytes);
     let form = is_type(content_type, b"multipart/form-data");
     if types.next().is_some() {
@@ -305,8 +305,8 @@ fn walker(plan: Plan, body: &Body, headers: &HeaderMap) -> Result<Option<Walker>
 }
 
 /// The coding that the body comes in.
-fn coding(headers: &HeaderMap) -> Result<Option<(Encoding, Option<Decoder>)>, Denied> {
-    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+fn coding(headers: &Fields) -> Result<Option<(Encoding, Option<Decoder>)>, Denied> {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING);
     let Some(coding) = codings.next() else { return Ok(None) };
     if codings.next().is_some() {
         return Err(Denied::Encoding);
@@ -319,10 +319,10 @@ fn coding(headers: &HeaderMap) -> Result<Option<(Encoding, Option<Decoder>)>, De
 }
 
 /// Takes the thread handshake out of `anthropic-beta`.
-fn decline_threads(headers: &mut HeaderMap) {
+fn decline_threads(headers: &mut Fields) {
     let name = HeaderName::from_static("anthropic-beta");
     let is_threads = |token: &str| token.trim().to_ascii_lowercase().starts_with("message-threads");
-    let values: Vec<_> = headers.get_all(&name).iter().cloned().collect();
+    let values: Vec<_> = headers.get_all(&name).cloned().collect();
     if !values.iter().any(|value| value.to_str().is_ok_and(|text| text.split(',').any(is_threads))) {
         return;
     }

@@ -4,6 +4,8 @@ use serde_json::json;
 use super::json::HELD_MAX;
 use super::*;
 
+use crate::message::Fields;
+
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
 const MESSAGES: &str = "/v1/messages";
@@ -31,8 +33,8 @@ impl Edited {
 }
 
 fn editor(policy: &Policy, path: &str) -> Option<Editor> {
-    let mut headers = HeaderMap::new();
-    headers.insert("content-type", HeaderValue::from_static("application/json"));
+    let mut headers = Fields::default();
+    headers.insert(HeaderName::from_static("content-type"), HeaderValue::from_static("application/json"));
     policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut headers).unwrap()
 }
 
@@ -491,18 +493,18 @@ fn threads_are_declined() {
     let body = r#"{"thread":{"type":"continue","previous_message_id":"m"}}"#;
     assert_eq!(edit(&relaxed, MESSAGES, body).unwrap().value(), serde_json::from_str::<Value>(body).unwrap());
 
-    let mut headers = HeaderMap::new();
+    let mut headers = Fields::default();
     for value in ["files-api-2025-04-14, message-threads-2026-08-12", "Message-Threads-x", "context-1m"] {
-        headers.append("anthropic-beta", HeaderValue::from_static(value));
+        headers.append(HeaderName::from_static("anthropic-beta"), HeaderValue::from_static(value));
     }
-    let read = |policy: &Policy, headers: &mut HeaderMap| {
+    let read = |policy: &Policy, headers: &mut Fields| {
         policy.read_head(Provider::Anthropic, "", &Method::POST, MESSAGES, None, headers).unwrap().is_some()
     };
     let mut untouched = headers.clone();
     assert!(read(&relaxed, &mut untouched));
-    assert_eq!(untouched.get_all("anthropic-beta").iter().count(), 3);
+    assert_eq!(untouched.get_all("anthropic-beta").count(), 3);
     assert!(read(&only_rules(Vendor::Anthropic), &mut headers));
-    let kept: Vec<_> = headers.get_all("anthropic-beta").iter().map(|value| value.to_str().unwrap()).collect();
+    let kept: Vec<_> = headers.get_all("anthropic-beta").map(|value| value.to_str().unwrap()).collect();
     assert_eq!(kept, ["files-api-2025-04-14", "context-1m"]);
 }
 
@@ -622,7 +624,7 @@ fn models_are_checked_wherever_they_stand() {
     assert_eq!(edit(&policy(&["*"]), MESSAGES, tool).err(), None);
     // In the path, and in the query.
     let head = |path: &str, query: Option<&str>| {
-        list.read_head(Provider::Gemini, "", &Method::POST, path, query, &mut HeaderMap::new()).err()
+        list.read_head(Provider::Gemini, "", &Method::POST, path, query, &mut Fields::default()).err()
     };
     assert_eq!(head("/v1beta/models/gemini-x:generateContent", None), Some(Denied::Model));
     assert_eq!(head("/v1beta/models/gpt-x:generateContent", None), None);
@@ -785,7 +787,7 @@ fn what_nobody_needs_is_not_read() {
         &Method::GET,
         RESPONSES,
         None,
-        &mut HeaderMap::new(),
+        &mut Fields::default(),
     );
     assert!(get.is_ok_and(|editor| editor.is_none()));
 }
@@ -798,9 +800,9 @@ fn encoded_bodies_go_on_plain() {
     encoder.write_all(body.as_bytes()).unwrap();
     let encoded = encoder.finish().unwrap();
     let read = |coding: &'static str| {
-        let mut headers = HeaderMap::new();
-        headers.insert("content-encoding", HeaderValue::from_static(coding));
-        headers.insert("content-digest", HeaderValue::from_static("sha-256=:x:"));
+        let mut headers = Fields::default();
+        headers.insert(HeaderName::from_static("content-encoding"), HeaderValue::from_static(coding));
+        headers.insert(HeaderName::from_static("content-digest"), HeaderValue::from_static("sha-256=:x:"));
         let editor =
             only_rules(Vendor::Openai).read_head(Provider::Openai, "", &Method::POST, RESPONSES, None, &mut headers);
         (editor, headers)

@@ -1,6 +1,5 @@
 //! What the editor must come to, worked out naively on a whole document: for tests and the fuzz target.
 
-use http::HeaderMap;
 use http::Method;
 use serde_json::Map;
 use serde_json::Value;
@@ -18,6 +17,7 @@ use super::fields::Node;
 use super::json::Plan;
 use super::rules::Rule;
 use crate::hygiene::Chunk;
+use crate::message::Fields;
 use crate::provider::Provider;
 
 /// What [`super::Editor`] makes of `body`, as a value. Documents that name a member twice in one object are not for it: a
@@ -173,7 +173,7 @@ pub(crate) fn edited_as_the_twin_says(bytes: &[u8]) {
     };
     let path = PATHS[choice / 8 % PATHS.len()];
     let editor = || -> Editor {
-        let read = policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut HeaderMap::new());
+        let read = policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut Fields::default());
         read.ok().flatten().expect("each of these is read")
     };
     let run = |pieces: &[&[u8]]| -> Result<Vec<u8>, Denied> {

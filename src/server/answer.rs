@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
+use http::HeaderName;
 use http::HeaderValue;
-use http::Response;
 use http::StatusCode;
 use http::header;
 
@@ -15,6 +15,7 @@ use crate::admission::Scope;
 use crate::limits::Kind;
 use crate::limits::Limit;
 use crate::limits::Period;
+use crate::message::Response;
 use crate::provider::Dialect;
 use crate::relay::AnswerBody;
 use crate::relay::Tally;
@@ -324,6 +325,9 @@ pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
     Response::new(AnswerBody::fixed(String::new(), tally))
 }
 
+/// Tells SDKs whether to ask again, whatever they think of the status (WIRE section 6.3).
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
 fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, String) {
     let by_rule;
     let text = match refusal {
@@ -364,7 +368,7 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
     match row.retry {
         Retry::Unsaid => {}
         Retry::No => {
-            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         Retry::After(seconds) => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
@@ -372,7 +376,7 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
         Retry::In(seconds) => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             if seconds > WAIT_MAX {
-                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
             }
             if dialect == Dialect::Google {
                 body["error"]["details"] = serde_json::json!([{

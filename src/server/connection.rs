@@ -139,9 +139,7 @@ impl Connection {
 
     /// Prepares an answer's head for hyper, which writes it next.
     pub(super) fn depart<B>(&self, response: &mut Response<B>) {
-        if self.protocol == Protocol::H2 {
-            self.stand_ins.replace_headers(response.headers_mut());
-        }
+        self.stand_ins.replace_headers(response.headers_mut());
     }
 
     /// Whether this request is the last one that the connection takes.

@@ -6,10 +6,8 @@ use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
 
-use http::HeaderMap;
+use http::Extensions;
 use http::Method;
-use http::Request;
-use http::Response;
 use http::StatusCode;
 use http::Version;
 use http::header;
@@ -24,6 +22,11 @@ use crate::h1::Out;
 use crate::h1::ReadFault;
 use crate::hygiene::Chunk;
 use crate::incoming::Incoming;
+use crate::message::Fields;
+use crate::message::Request;
+use crate::message::RequestParts;
+use crate::message::Response;
+use crate::message::ResponseParts;
 use crate::socket::Transport;
 
 /// A client on h1.
@@ -141,11 +144,9 @@ impl Client {
                 .headers
                 .get(header::EXPECT)
                 .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let mut request = Request::new(Incoming::H1(self.served.begin(framing, expects)));
-        *request.method_mut() = head.method;
-        *request.uri_mut() = head.target;
-        *request.version_mut() = version;
-        *request.headers_mut() = head.headers;
+        let h1::RequestHead { method, target: uri, headers, .. } = head;
+        let parts = RequestParts { method, uri, version, headers, extensions: Extensions::new() };
+        let request = Request::new(parts, Incoming::H1(self.served.begin(framing, expects)));
 
         // On the heap and gone before the answer's body comes, which may take long.
         let mut answering = Box::pin(service(request, framed));
@@ -164,7 +165,7 @@ impl Client {
 
         let (parts, body) = response.into_parts();
         let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        let closes = |headers: &HeaderMap| headers.get(header::CONNECTION).is_some_and(|value| value == "close");
+        let closes = |headers: &Fields| headers.get(header::CONNECTION).is_some_and(|value| value == "close");
         keep &= !self.closing.get() && !closes(&parts.headers);
         let ending = ending_of(&parts, &body, is_head, version, trailers);
         keep &= ending != Ending::Close;
@@ -258,18 +259,12 @@ impl Client {
     }
 }
 
-fn wants_trailers(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+fn wants_trailers(headers: &Fields) -> bool {
+    let values = headers.get_all(header::TE).filter_map(|value| value.to_str().ok());
     values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case("trailers"))
 }
 
-fn ending_of<B: Body>(
-    parts: &http::response::Parts,
-    body: &B,
-    is_head: bool,
-    version: Version,
-    trailers: bool,
-) -> Ending {
+fn ending_of<B: Body>(parts: &ResponseParts, body: &B, is_head: bool, version: Version, trailers: bool) -> Ending {
     let status = parts.status;
     if is_head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ending::Nothing;
@@ -283,16 +278,9 @@ fn ending_of<B: Body>(
     }
 }
 
-fn write_head(
-    out: &mut Vec<u8>,
-    parts: &http::response::Parts,
-    ending: Ending,
-    is_head: bool,
-    version: Version,
-    keep: bool,
-) {
+fn write_head(out: &mut Vec<u8>, parts: &ResponseParts, ending: Ending, is_head: bool, version: Version, keep: bool) {
     h1::write_status_line(out, version, parts.status);
-    h1::write_fields(out, &parts.headers);
+    h1::write_fields(out, parts.headers.iter());
     // An answer to HEAD may leave out what only the body would tell (RFC 9110 section 9.3.2).
     let may_have_length = !is_head && !parts.status.is_informational() && parts.status != StatusCode::NO_CONTENT;
     if may_have_length && !parts.headers.contains_key(header::CONTENT_LENGTH) {

@@ -26,8 +26,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderValue;
-use http::Request;
-use http::Response;
 use http::header;
 use http_body::Body;
 use hyper::server::conn::http2;
@@ -45,6 +43,8 @@ use crate::drain::Phase;
 use crate::hygiene::io::HyperIo;
 use crate::incoming::Incoming;
 use crate::incoming::h2_error as h2_fault;
+use crate::message::Request;
+use crate::message::Response;
 use crate::relay;
 use crate::relay::AnswerBody;
 use crate::relay::Peer;
@@ -184,13 +184,18 @@ impl Server {
                     counted: guards.handles.guard(Guard::WriteStall).clone(),
                 };
                 let connection = guards.connection.clone();
-                let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+                let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
                     let (server, connection) = (self.clone(), connection.clone());
                     let whole = connection.receive(&mut request);
                     let stall = StallMark::default();
                     connection.announce(stall.clone());
-                    let request = request.map(Incoming::h2);
-                    async move { Ok::<_, Infallible>(server.respond(connection, request, whole, stall).await) }
+                    let request = Request::from(request.map(Incoming::h2));
+                    async move {
+                        let response = server.respond(connection.clone(), request, whole, stall).await;
+                        let mut response = response.into_http();
+                        connection.depart(&mut response);
+                        Ok::<_, Infallible>(response)
+                    }
                 });
                 let hyper = http2::Builder::new(executor)
                     .timer(TokioTimer)
@@ -233,7 +238,6 @@ impl Server {
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        connection.depart(&mut response);
         response.map(|body| Served::new(body, place))
     }
 

@@ -3,14 +3,14 @@
 
 use std::net::SocketAddr;
 
-use http::HeaderMap;
 use http::Method;
-use http::Request;
 use http::Version;
 use http::header;
 
 use crate::admission::Refusal;
 use crate::config::Limits;
+use crate::message::Fields;
+use crate::message::Request;
 use crate::route::Routes;
 use crate::telemetry::labels::Guard;
 
@@ -123,7 +123,7 @@ pub(crate) fn path_is_plain(path: &str) -> bool {
 
 fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> Result<(), (Guard, Refusal)> {
     let malformed = Err((Guard::BadHost, Refusal::Malformed));
-    let mut fields = request.headers().get_all(header::HOST).iter();
+    let mut fields = request.headers().get_all(header::HOST);
     let field = fields.next();
     if fields.next().is_some() {
         return malformed;
@@ -152,15 +152,15 @@ fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> 
 }
 
 fn framing<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
-    let headers: &HeaderMap = request.headers();
+    let headers: &Fields = request.headers();
     let malformed = Err((Guard::BadFraming, Refusal::Malformed));
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
     {
         return malformed;
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH);
     if lengths.next().is_some() && lengths.next().is_some() {
         return malformed;
     }

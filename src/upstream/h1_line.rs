@@ -148,7 +148,7 @@ impl H1Line {
         let room = h1::head_bytes(&head.headers) + endpoint.base_path.len() + head.path.len() + host.len();
         let out = self.wire.out().head(room);
         h1::write_request_line(out, &head.method, [&endpoint.base_path, &head.path], &host);
-        h1::write_fields(out, &head.headers);
+        h1::write_fields(out, head.headers.iter());
         let length = body.size_hint().exact();
         match length {
             // Where the method makes servers expect a body, the length stands in the head already.

@@ -21,7 +21,6 @@ use std::task::Context;
 use std::task::Poll;
 use std::time::Instant;
 
-use http::HeaderMap;
 use http::Method;
 use http::StatusCode;
 use http::Uri;
@@ -36,6 +35,7 @@ use crate::hygiene::Chunk;
 use crate::incoming::Broken;
 use crate::incoming::Incoming;
 use crate::incoming::h2_error;
+use crate::message::Fields;
 use crate::socket::SocketWatch;
 use crate::socket::Transport;
 use crate::telemetry::labels::FailureReason;
@@ -83,13 +83,13 @@ pub(crate) struct RequestHead {
     /// Path and query at the upstream, without the endpoint's base path; starts with a slash.
     pub(crate) path: String,
     /// Without `host`.
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
 }
 
 /// An answer: its head, and where its body comes from.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Fields,
     pub(crate) body: Inflow,
 }
 
@@ -336,7 +336,7 @@ impl Upstream {
                     Ok(response) => {
                         let (parts, body) = response.into_parts();
                         let body = Inflow::H2 { body: Incoming::h2(body), slot };
-                        Ok(Answer { status: parts.status, headers: parts.headers, body })
+                        Ok(Answer { status: parts.status, headers: parts.headers.into(), body })
                     }
                     Err(mut error) => {
                         // The request came back unsent, or the peer says that it did not look at it
@@ -469,7 +469,7 @@ impl RequestHead {
         let mut request = http::Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = uri;
-        *request.headers_mut() = self.headers.clone();
+        *request.headers_mut() = self.headers.clone().into();
         *request.version_mut() = http::Version::HTTP_2;
         Some(request)
     }

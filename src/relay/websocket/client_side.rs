@@ -6,7 +6,6 @@ use std::task::Context;
 use std::task::Poll;
 
 use bytes::Buf;
-use http::Request;
 use hyper::rt::Read;
 use hyper::rt::ReadBufCursor;
 use hyper::rt::Write;
@@ -17,6 +16,7 @@ use crate::h1::Takeover;
 use crate::hygiene::Chunk;
 use crate::hygiene::io::HyperIo;
 use crate::incoming::Incoming;
+use crate::message::Request;
 use crate::socket::Transport;
 
 /// What becomes the client's side when the answer's head is out.
@@ -30,7 +30,13 @@ impl Coming {
     pub(super) fn of(request: &mut Request<Incoming>) -> Self {
         match request.body().take_over() {
             Some(takeover) => Self::H1(takeover),
-            None => Self::H2(hyper::upgrade::on(request)),
+            None => {
+                let mut carrier = http::Request::new(());
+                std::mem::swap(carrier.extensions_mut(), request.extensions_mut());
+                let coming = hyper::upgrade::on(&mut carrier);
+                std::mem::swap(carrier.extensions_mut(), request.extensions_mut());
+                Self::H2(coming)
+            }
         }
     }
 

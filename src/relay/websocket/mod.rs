@@ -25,11 +25,8 @@ use aws_lc_rs::digest;
 use aws_lc_rs::rand::SecureRandom;
 use aws_lc_rs::rand::SystemRandom;
 use base64::Engine;
-use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
-use http::Request;
-use http::Response;
 use http::StatusCode;
 use http::header;
 
@@ -40,6 +37,9 @@ use super::head;
 use crate::admission::Refusal;
 use crate::drain::DrainWatcher;
 use crate::incoming::Incoming;
+use crate::message::Fields;
+use crate::message::Request;
+use crate::message::Response;
 use crate::meter::Api;
 use crate::meter::Framing;
 use crate::meter::Meter;
@@ -169,10 +169,9 @@ fn is_extended_connect(request: &Request<Incoming>) -> bool {
         && request.extensions().get::<hyper::ext::Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
-fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+fn has_token(headers: &Fields, name: header::HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
-        .iter()
         .filter_map(|value| value.to_str().ok())
         .any(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
@@ -197,7 +196,7 @@ pub(crate) async fn upgrade(
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
     let upload = Upload::new(body, 0, way.tally.request_bytes(), None);
-    let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().cloned().collect::<Vec<_>>();
+    let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).cloned().collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(header::ACCEPT_ENCODING);
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -250,8 +249,8 @@ pub(crate) async fn upgrade(
         way.tally.handles().guard(Guard::UpstreamBadAnswer).inc();
         return Err(Refused { refusal: Refusal::UpstreamProtocol, tally: way.tally });
     }
-    let mut response = Response::new(());
-    *response.headers_mut() = head::response_headers(answer.headers.clone());
+    let headers = head::response_headers(answer.headers.clone());
+    let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS, headers, ());
     way.permit.rewrite_answer(way.dialect, response.headers_mut());
     if let Some(protocol) = answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
@@ -260,7 +259,6 @@ pub(crate) async fn upgrade(
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::CONTENT_LENGTH);
     } else {
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
