@@ -137,6 +137,7 @@ impl Bench {
             body_bytes: Some(4096),
             upgrade: false,
             address: None,
+            came: Instant::now(),
         };
         let Ok(permit) = self.admission.admit(self.keys.as_ref(), &self.worker, &asked) else { panic!("admitted") };
         Admitted(Rc::new(permit))
@@ -181,7 +182,7 @@ impl Admitted {
     /// Looks at the provider's answer, and puts the caller's own limits into its head.
     pub fn rewrite_answer(&self, Head(headers): &mut Head) {
         assert!(!self.0.answered(200, headers));
-        self.0.rewrite_answer(Dialect::Openai, headers);
+        self.0.rewrite_answer(Dialect::Openai, Instant::now(), headers);
     }
 
     /// Writes down what was used.

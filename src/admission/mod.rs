@@ -154,6 +154,8 @@ pub(crate) struct Asked<'r> {
     pub(crate) upgrade: bool,
     /// The client's.
     pub(crate) address: Option<IpAddr>,
+    /// When its head was read.
+    pub(crate) came: Instant,
 }
 
 /// A worker's own part.
@@ -325,7 +327,7 @@ impl Admission {
         worker: &Worker,
         asked: &Asked<'_>,
     ) -> Result<Permit, Refusal> {
-        let now = worker.clock.now(Instant::now());
+        let now = worker.clock.now(asked.came);
         let shown = Shown::of(asked.headers, asked.query);
         let grant = self.authenticate(keys, asked, &shown, &now)?;
         if let Some(grant) = &grant
@@ -652,15 +654,16 @@ impl Permit {
         status == 401
     }
 
-    /// What a managed caller sees of its own limits instead of the operator's; in pass-through the provider's stay.
-    pub(crate) fn rewrite_answer(&self, dialect: Dialect, headers: &mut Fields) {
+    /// What a managed caller sees of its own limits instead of the operator's, in an answer that `came` just now; in
+    /// pass-through the provider's stay.
+    pub(crate) fn rewrite_answer(&self, dialect: Dialect, came: Instant, headers: &mut Fields) {
         if self.mode != Mode::Managed {
             return;
         }
         let reservation = self.reservation.borrow();
         let (standing, unix) = match &*reservation {
             Some(reservation) => {
-                let now = self.now();
+                let now = self.clock.now(came);
                 (Standing::of(reservation.subjects(), now.nanos), now.unix)
             }
             None => (Standing::default(), 0),

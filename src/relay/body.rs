@@ -33,18 +33,36 @@ const CHUNKS_PER_SAMPLE: u32 = 64;
 
 /// When a stream handed out its last chunk and has not been asked for another since. Seen by
 /// whoever guards the client's side of the stream.
-#[derive(Clone, Default)]
-pub(crate) struct StallMark(Rc<Cell<Option<Instant>>>);
+#[derive(Clone)]
+pub(crate) struct StallMark(Option<Rc<Cell<Option<Instant>>>>);
 
 impl StallMark {
+    /// Of a stream that somebody guards by it.
+    pub(crate) fn new() -> Self {
+        Self(Some(Rc::default()))
+    }
+
+    /// Of one that is guarded at its socket.
+    pub(crate) fn unseen() -> Self {
+        Self(None)
+    }
+
     /// Something waits for the client from now on.
-    pub(crate) fn start(&self, now: Instant) {
-        self.0.set(Some(now));
+    pub(crate) fn start(&self) {
+        if self.0.is_some() {
+            self.set(Some(Instant::now()));
+        }
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        if let Some(mark) = &self.0 {
+            mark.set(since);
+        }
     }
 
     /// Since when the client has not taken what waits for it.
     pub(crate) fn stalled_since(&self) -> Option<Instant> {
-        self.0.get()
+        self.0.as_ref().and_then(|mark| mark.get())
     }
 }
 
@@ -103,6 +121,10 @@ pub(super) struct Stream {
     /// Fires when the silence may have lasted too long; set anew then, not with each chunk. Made when there is something to
     /// wait for.
     alarm: Option<Pin<Box<Sleep>>>,
+    /// Its time; what has passed where there is none.
+    alarm_at: Instant,
+    /// A chunk has passed since this was last told to wait.
+    fed: bool,
     /// What the outcome is if the end is reached.
     outcome: Outcome,
     ended: bool,
@@ -124,7 +146,7 @@ impl Relayed {
         let Some(hide) = &mut self.hide else { return stream.poll_frame(cx) };
         loop {
             if let Some(chunk) = hide.ready.pop_front() {
-                stream.stall.0.set(Some(Instant::now()));
+                stream.stall.start();
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));
             }
             match std::task::ready!(stream.poll_frame(cx)) {
@@ -135,7 +157,7 @@ impl Relayed {
                             hide.filter.finish(&mut hide.ready);
                         } else if hide.ready.is_empty() {
                             // Nothing waits for the client.
-                            stream.stall.0.set(None);
+                            stream.stall.set(None);
                         }
                     }
                     // An event stream has no use for trailers, and what is held must come first.
@@ -176,6 +198,7 @@ impl Stream {
         abort_drain: Duration,
     ) -> Self {
         let look_at = tally.may_be_cut().then(|| tally.last_byte() + LOOK_EVERY);
+        let alarm_at = tally.started();
         let mut this = Self {
             inflow: Some(inflow),
             upload,
@@ -183,19 +206,21 @@ impl Stream {
             stall,
             silence_max,
             alarm: None,
+            alarm_at,
+            fed: false,
             outcome,
             ended: false,
             abort_drain,
             look_at,
         };
         if this.inflow_is_over() {
-            this.end();
+            this.end(this.tally.last_byte());
         }
         this
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyFault>>> {
-        self.stall.0.set(None);
+        self.stall.set(None);
         if self.ended {
             return Poll::Ready(None);
         }
@@ -209,9 +234,10 @@ impl Stream {
                     return Poll::Ready(Some(Err(BodyFault::Limited)));
                 }
                 self.tally.passed(frame.data_ref().map_or(&[][..], Chunk::as_slice), now);
-                self.stall.0.set(Some(now));
+                self.stall.set(Some(now));
+                self.fed = true;
                 if frame.is_trailers() || self.inflow_is_over() {
-                    self.end();
+                    self.end(now);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -230,9 +256,11 @@ impl Stream {
                 Poll::Ready(Some(Err(BodyFault::Cut)))
             }
             Poll::Ready(None) => {
-                self.end();
+                self.end(Instant::now());
                 Poll::Ready(None)
             }
+            // A chunk has just passed, and the alarm has been set and was not due then.
+            Poll::Pending if std::mem::take(&mut self.fed) && self.tally.last_byte() < self.alarm_at => Poll::Pending,
             Poll::Pending => self.poll_silence(cx),
         }
     }
@@ -245,8 +273,8 @@ impl Stream {
         loop {
             let alarm = self.alarm.get_or_insert_with(|| {
                 let first = self.tally.last_byte() + self.silence_max;
-                let first = self.look_at.map_or(first, |look_at| first.min(look_at));
-                Box::pin(tokio::time::sleep_until(first.into()))
+                self.alarm_at = self.look_at.map_or(first, |look_at| first.min(look_at));
+                Box::pin(tokio::time::sleep_until(self.alarm_at.into()))
             });
             if alarm.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
@@ -260,8 +288,9 @@ impl Stream {
                 return Poll::Ready(Some(Err(BodyFault::Silent)));
             }
             let next = last + self.silence_max;
+            self.alarm_at = self.look_at.map_or(next, |look_at| next.min(look_at));
             if let Some(alarm) = &mut self.alarm {
-                alarm.as_mut().reset(self.look_at.map_or(next, |look_at| next.min(look_at)).into());
+                alarm.as_mut().reset(self.alarm_at.into());
             }
         }
     }
@@ -294,12 +323,12 @@ impl Stream {
         self.upload.fail(UploadFault::Cancelled);
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, now: Instant) {
         self.ended = true;
         self.tally.ended(self.outcome);
         let Some(inflow) = self.inflow.take() else { return };
         if self.upload.ended() {
-            inflow.give_back();
+            inflow.give_back(now);
         } else {
             // The upstream answered before it had read everything. The line cannot be used again;
             // the client may go on sending, so that it gets to read its answer.
@@ -377,6 +406,9 @@ impl Stream {
         }
         let Some(place) = DrainPlace::take() else { return };
         self.tally.client_left(Instant::now());
+        // The next task that polls this is to be woken by it.
+        self.alarm = None;
+        self.fed = false;
         let time = self.abort_drain;
         tokio::task::spawn_local(async move {
             let _place = place;
@@ -414,6 +446,14 @@ impl AnswerBody {
                 relayed.stream.as_ref().is_none_or(|stream| stream.ended || stream.upload.ended())
             }
             Self::Fixed(..) => true,
+        }
+    }
+
+    /// When the last piece of it passed; `None` if it is ours.
+    pub(crate) fn passed_at(&self) -> Option<Instant> {
+        match self {
+            Self::Relayed(relayed) => relayed.stream.as_ref().map(|stream| stream.tally.last_byte()),
+            Self::Fixed(..) => None,
         }
     }
 

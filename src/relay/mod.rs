@@ -150,7 +150,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         editor.limit(bytes_max);
         (editor, way.tally.handles().clone(), way.permit.clone() as Rc<dyn Approve>)
     });
-    let upload = Upload::new(body, bytes_max, way.tally.request_bytes(), editor);
+    let upload = Upload::new(body, bytes_max, way.tally.request_bytes(), editor, way.tally.started());
     let api = way.billed_api(&parts.method);
     if let Some(api) = api {
         way.tally.billed(&upload, Call { api, array: without_query(&way.path).ends_with(":streamGenerateContent") });
@@ -292,7 +292,7 @@ fn refusal_of(fault: SendFault, way: &Way, upload: &Upload) -> Refusal {
 fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> Response<AnswerBody> {
     let Answer { status, headers, body } = answer;
     let mut headers = head::response_headers(headers);
-    way.permit.rewrite_answer(way.dialect, &mut headers);
+    way.permit.rewrite_answer(way.dialect, came, &mut headers);
     let kind = headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let events = kind.starts_with(b"text/event-stream");
     let mut streaming = events || kind.starts_with(b"application/vnd.amazon.eventstream");

@@ -254,7 +254,12 @@ impl Tally {
         }
     }
 
-    /// How long ago its request's head was read.
+    /// When its request's head was read.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// How long ago that was.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started)
     }

@@ -62,6 +62,10 @@ pub(super) struct Connection {
     uploading: Cell<u32>,
     idle_since: Cell<Instant>,
     cancels: Cell<(Instant, u32)>,
+    /// When a piece of an h1 answer passed, since the guards last looked.
+    passed_at: Cell<Option<Instant>>,
+    /// Something else has changed since then.
+    changed: Cell<bool>,
     /// Set once it shall take no more requests.
     closing: Cell<Option<Instant>>,
     /// Requests until then.
@@ -115,6 +119,8 @@ impl Connection {
             uploading: Cell::new(0),
             idle_since: Cell::new(now),
             cancels: Cell::new((now, 0)),
+            passed_at: Cell::new(None),
+            changed: Cell::new(true),
             closing: Cell::new(None),
             requests_at_close: Cell::new(0),
             spawning: RefCell::new(None),
@@ -124,6 +130,7 @@ impl Connection {
 
     /// A request has come. The guard is the request's place on the connection.
     pub(super) fn begin(self: &Rc<Self>) -> RequestPlace {
+        self.changed.set(true);
         self.requests.set(self.requests.get() + 1);
         self.in_flight.set(self.in_flight.get() + 1);
         self.uploading.set(self.uploading.get() + 1);
@@ -150,6 +157,7 @@ impl Connection {
     /// No more requests from now on.
     pub(super) fn close(&self) {
         if self.closing.get().is_none() {
+            self.changed.set(true);
             self.closing.set(Some(Instant::now()));
             self.requests_at_close.set(self.requests.get());
         }
@@ -180,10 +188,19 @@ impl Connection {
     }
 
     fn cancelled(&self) {
+        self.changed.set(true);
         let (since, count) = self.cancels.get();
         let now = Instant::now();
         let window_over = now.saturating_duration_since(since) >= CANCEL_WINDOW;
         self.cancels.set(if window_over { (now, 1) } else { (since, count + 1) });
+    }
+
+    /// Whether a piece of an answer has passed and nothing else has happened that the guards, who look at `next`, must know
+    /// of before. Most turns of a connection are so, and what the guards look at is in no cache by then.
+    pub(super) fn only_passed(&self, next: Instant) -> bool {
+        let passed = self.passed_at.take().is_some_and(|at| at < next);
+        // Where nothing is read, they ask the socket.
+        passed && self.watch.read_armed() && !self.changed.replace(false)
     }
 
     /// How soon the guards want to look.
@@ -370,6 +387,9 @@ impl Body for Served {
             }
             Poll::Ready(None) => this.place.ended(),
             Poll::Ready(Some(Ok(_))) if this.body.is_end_stream() => this.place.ended(),
+            Poll::Ready(Some(Ok(_))) if this.place.connection.protocol == Protocol::H1 => {
+                this.place.connection.passed_at.set(this.body.passed_at());
+            }
             _ => {}
         }
         polled

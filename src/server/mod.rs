@@ -169,7 +169,7 @@ impl Server {
             Protocol::H1 => {
                 let connection = guards.connection.clone();
                 let service = move |request, framed| {
-                    self.clone().respond(connection.clone(), request, framed, StallMark::default())
+                    self.clone().respond(connection.clone(), request, framed, StallMark::unseen())
                 };
                 let client = h1::Client::new(transport, &limits);
                 let serving = std::pin::pin!(client.serve(service));
@@ -187,7 +187,7 @@ impl Server {
                 let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
                     let (server, connection) = (self.clone(), connection.clone());
                     let whole = connection.receive(&mut request);
-                    let stall = StallMark::default();
+                    let stall = StallMark::new();
                     connection.announce(stall.clone());
                     let request = Request::from(request.map(Incoming::h2));
                     async move {
@@ -231,7 +231,7 @@ impl Server {
         let answering = Box::pin(self.answer(connection.clone(), request, whole, stall.clone()));
         let mut response = or_if_it_panics(answering, answer::internal).await;
         // A client whose window is shut from the first byte on never lets hyper ask for one.
-        stall.start(Instant::now());
+        stall.start();
         if connection.protocol == Protocol::H1
             && connection.is_last()
             && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
@@ -249,7 +249,8 @@ impl Server {
         stall: StallMark,
     ) -> Response<AnswerBody> {
         let snapshot = self.snapshot();
-        let mut tally = Tally::open(snapshot.handles.clone(), snapshot.recorder.clone(), Instant::now());
+        let came = Instant::now();
+        let mut tally = Tally::open(snapshot.handles.clone(), snapshot.recorder.clone(), came);
         let apart = snapshot.config.keys.as_ref().map(|keys| &keys.header);
         admission::protect_credentials(request.headers_mut(), apart);
         let upgrade = relay::is_upgrade(&request);
@@ -298,6 +299,7 @@ impl Server {
             body_bytes: request.body().size_hint().exact(),
             upgrade,
             address: Some(connection.client),
+            came,
         };
         let keys = snapshot.keys.borrow().clone();
         let permit = match snapshot.admission.admit(keys.as_ref(), &snapshot.worker, &asked) {
@@ -382,7 +384,8 @@ struct Guards {
 impl Guards {
     async fn run<C: Future<Output: Into<Ended>>>(self, mut serving: Pin<&mut C>, go_away: impl Fn(Pin<&mut C>)) {
         let connection = &self.connection;
-        let mut alarm = std::pin::pin!(tokio::time::sleep(connection.tick()));
+        let mut alarm_at = Instant::now() + connection.tick();
+        let mut alarm = std::pin::pin!(tokio::time::sleep_until(alarm_at.into()));
         let mut drain = self.drain.clone();
         let mut closing = std::pin::pin!(drain.reached(Phase::Closing));
         let mut drain = self.drain.clone();
@@ -410,10 +413,18 @@ impl Guards {
                 connection.watch.reset_on_close();
                 return Poll::Ready(());
             }
+            // The alarm is set, and not due. Its task is this one.
+            if connection.only_passed(alarm_at) {
+                return Poll::Pending;
+            }
+            let mut set = |alarm: Pin<&mut tokio::time::Sleep>, after| {
+                alarm_at = Instant::now() + after;
+                alarm.reset(alarm_at.into());
+            };
             // A tick that was set while there was less to watch comes sooner now.
             let fast = connection.tick() < Duration::from_secs(1);
             if fast && !was_fast {
-                alarm.as_mut().reset(tokio::time::Instant::now() + connection.tick());
+                set(alarm.as_mut(), connection.tick());
             }
             was_fast = fast;
             // Not by setting the alarm to now: it fires a millisecond later, and a busy connection
@@ -422,14 +433,14 @@ impl Guards {
             while due || alarm.as_mut().poll(cx).is_ready() {
                 due = false;
                 match connection.check(Instant::now()) {
-                    Verdict::Again(after) => alarm.as_mut().reset(tokio::time::Instant::now() + after),
+                    Verdict::Again(after) => set(alarm.as_mut(), after),
                     Verdict::GoAway(guard) => {
                         if let Some(guard) = guard {
                             self.handles.guard(guard).inc();
                         }
                         told = true;
                         go_away(serving.as_mut());
-                        alarm.as_mut().reset(tokio::time::Instant::now() + connection.tick());
+                        set(alarm.as_mut(), connection.tick());
                         if serving.as_mut().poll(cx).is_ready() {
                             return Poll::Ready(());
                         }

@@ -283,11 +283,11 @@ impl Endpoint {
 
     /// Takes a line back after an exchange that ended on both sides. A line that is not ready for
     /// another one is closed.
-    pub(super) fn give_back(&self, tenant: Tenant, mut line: Box<H1Line>) {
+    pub(super) fn give_back(&self, tenant: Tenant, mut line: Box<H1Line>, now: Instant) {
         if tenant == Tenant::Nobody || self.retired.get() || !line.reusable() {
             return;
         }
-        line.idle_since = Instant::now();
+        line.idle_since = now;
         let mut idle = self.idle.borrow_mut();
         if idle.len() >= IDLE_MAX {
             idle.pop_front();

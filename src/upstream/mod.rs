@@ -157,10 +157,10 @@ impl Inflow {
         }
     }
 
-    /// The answer has been read to its end; the line may serve its tenant again.
-    pub(crate) fn give_back(self) {
+    /// The answer has been read to its end, by `now`; the line may serve its tenant again.
+    pub(crate) fn give_back(self, now: Instant) {
         if let Self::H1(H1Lease { line, endpoint, tenant }) = self {
-            endpoint.give_back(tenant, line);
+            endpoint.give_back(tenant, line, now);
         }
     }
 }

@@ -180,12 +180,13 @@ const PIECES_MAX: usize = 64;
 const FRAME_BYTES: usize = 16 << 10;
 
 impl Upload {
-    /// A body of which at most `bytes_max` bytes pass, through an editor if there is one.
+    /// A body of which at most `bytes_max` bytes pass, through an editor if there is one; its head `came` just now.
     pub(crate) fn new(
         body: Incoming,
         bytes_max: u64,
         counter: IntCounter,
         editor: Option<(Editor, Arc<Handles>, Rc<dyn Approve>)>,
+        came: Instant,
     ) -> Rc<Self> {
         let editing = editor.map(|(editor, handles, approve)| {
             let left = body.size_hint().exact().zip(editor.slot()).and_then(|(len, slot)| len.checked_add(slot));
@@ -194,14 +195,13 @@ impl Upload {
             RefCell::new(Editing { editor, left, rest, out, ready, finished: false, handles, model: None, approve })
         });
         let ended = body.is_end_stream() && editing.is_none();
-        let now = Instant::now();
         Rc::new(Self {
             body: RefCell::new(Some(body)),
             bytes_max,
             bytes: Cell::new(0),
             counter,
             counted: Cell::new(0),
-            counted_at: Cell::new(now),
+            counted_at: Cell::new(came),
             touched: Cell::new(false),
             ended: Cell::new(ended),
             fault: Cell::new(None),
@@ -209,7 +209,7 @@ impl Upload {
             watcher: RefCell::new(None),
             waiting_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
-            last_byte: Cell::new(now),
+            last_byte: Cell::new(came),
             editing,
         })
     }

@@ -195,7 +195,7 @@ pub(crate) async fn upgrade(
     let client_side = Coming::of(&mut request);
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
-    let upload = Upload::new(body, 0, way.tally.request_bytes(), None);
+    let upload = Upload::new(body, 0, way.tally.request_bytes(), None, way.tally.started());
     let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).cloned().collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(header::ACCEPT_ENCODING);
@@ -251,7 +251,7 @@ pub(crate) async fn upgrade(
     }
     let headers = head::response_headers(answer.headers.clone());
     let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS, headers, ());
-    way.permit.rewrite_answer(way.dialect, response.headers_mut());
+    way.permit.rewrite_answer(way.dialect, Instant::now(), response.headers_mut());
     if let Some(protocol) = answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
     }
