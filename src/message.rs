@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use http::Extensions;
 use http::HeaderMap;
 use http::HeaderName;
@@ -192,19 +193,37 @@ impl Fields {
         self.0.len()
     }
 
-    /// Adds one as it was read. `false`: its name or its value is none (RFC 9110 sections 5.1 and 5.5).
-    pub(crate) fn push_read(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let known = Known::find(name);
-        let name = match known.name() {
-            Some(name) => name.clone(),
-            None => match HeaderName::from_bytes(name) {
-                Ok(name) => name,
-                Err(_) => return false,
-            },
-        };
-        let Ok(value) = HeaderValue::from_bytes(value) else { return false };
-        self.0.push(Field { known, name, value });
-        true
+    /// Fields as they were read, with room for some that are put to them. `None`: a name or a value is none (RFC 9110
+    /// sections 5.1 and 5.5).
+    ///
+    /// Values share a block, which is cleared when the last of them goes; credentials have one of their own, since they are
+    /// taken off long before the others go.
+    pub(crate) fn read<'b>(pairs: impl ExactSizeIterator<Item = (&'b [u8], &'b [u8])> + Clone) -> Option<Self> {
+        let mut fields = Self::with_capacity(pairs.len() + ROOM);
+        let mut block = Vec::with_capacity(pairs.clone().map(|(_, value)| value.len()).sum());
+        for (name, value) in pairs.clone() {
+            let known = Known::find(name);
+            let name = match known.name() {
+                Some(name) => name.clone(),
+                None => HeaderName::from_bytes(name).ok()?,
+            };
+            let value = if known.of(&SHARES).copied().unwrap_or_default() {
+                block.extend_from_slice(value);
+                HeaderValue::from_static("")
+            } else {
+                HeaderValue::from_bytes(value).ok()?
+            };
+            fields.0.push(Field { known, name, value });
+        }
+        let (block, mut start) = (Bytes::from(block), 0);
+        for (field, (_, value)) in fields.0.iter_mut().zip(pairs) {
+            if field.known.of(&SHARES).copied().unwrap_or_default() {
+                let end = start + value.len();
+                field.value = HeaderValue::from_maybe_shared(block.slice(start..end)).ok()?;
+                start = end;
+            }
+        }
+        Some(fields)
     }
 
     /// Adds one behind all others.
@@ -317,7 +336,7 @@ impl std::ops::Index<&str> for Fields {
 }
 
 /// As many are put to a head on its way.
-pub(crate) const ROOM: usize = 8;
+const ROOM: usize = 8;
 
 impl Known {
     const NOT: Self = Self(u8::MAX);
@@ -349,6 +368,22 @@ impl Known {
         KNOWN.iter().map(make).collect()
     }
 }
+
+/// Whether a known name's value may stand in a block with others.
+static SHARES: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| !OWN_BLOCK.contains(name)));
+
+/// What shows who somebody is.
+static OWN_BLOCK: [HeaderName; 9] = [
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::PROXY_AUTHORIZATION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+    header::SET_COOKIE,
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("set-cookie2"),
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+];
 
 const SLOTS: usize = 512;
 
@@ -546,11 +581,8 @@ pub mod bench {
     impl Head {
         /// As they are read from a connection.
         pub fn read(fields: &[(&str, &str)]) -> Self {
-            let mut read = Fields::with_capacity(fields.len() + super::ROOM);
-            for (name, value) in fields {
-                assert!(read.push_read(name.as_bytes(), value.as_bytes()));
-            }
-            Self(read)
+            let pairs = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+            Self(Fields::read(pairs).expect("fields"))
         }
     }
 }
@@ -608,10 +640,39 @@ mod tests {
             }
         }
         assert!(KNOWN.len() < 200, "there is room between them");
-        let mut read = Fields::default();
-        assert!(read.push_read(b"Content-Type", b"a") && read.push_read(b"X-Anything", b"b"));
-        assert_eq!(pairs(&read), [("content-type", "a"), ("x-anything", "b")]);
-        assert!(!read.push_read(b"a b", b"c") && !read.push_read(b"", b"c") && !read.push_read(b"a", b"\n"));
-        assert_eq!(read.len(), 2);
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        let read = |pairs: &[(&'static str, &'static str)]| {
+            let bytes: Vec<_> = pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+            Fields::read(bytes.into_iter())
+        };
+        let fields = read(&[
+            ("Content-Type", "a"),
+            ("X-Anything", "b"),
+            ("Authorization", "Bearer c"),
+            ("Date", ""),
+            ("Host", "d\t\u{e9}"),
+            ("x-anything", "e"),
+        ]);
+        let fields = fields.expect("fields");
+        let written: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(
+            written,
+            [
+                ("content-type", &b"a"[..]),
+                ("x-anything", b"b"),
+                ("authorization", b"Bearer c"),
+                ("date", b""),
+                ("host", "d\t\u{e9}".as_bytes()),
+                ("x-anything", b"e"),
+            ]
+        );
+        for wrong in [("a b", "c"), ("", "c"), ("a", "\n"), ("host", "a\r\nb: c"), ("host", "\0"), ("accept", "\u{7f}")]
+        {
+            assert!(read(&[("host", "a"), wrong]).is_none(), "{wrong:?}");
+        }
+        assert_eq!(OWN_BLOCK.iter().filter(|name| Known::find(name.as_str().as_bytes()) == Known::NOT).count(), 0);
     }
 }

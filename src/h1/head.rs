@@ -1,7 +1,6 @@
 //! Heads of messages: read with `httparse`, written by hand (RFC 9112 sections 3 to 5).
 //!
-//! What is read is copied: each value into a block of its own, so that one that is dropped is cleared at once, whatever
-//! becomes of the others.
+//! What is read is copied, into blocks that are cleared with the last of their values; a credential into one of its own.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -20,7 +19,6 @@ use http::header;
 use super::body::Framing;
 use super::body::Malformed;
 
-use crate::message;
 use crate::message::Fields;
 
 /// Fields of one head, whatever the configuration says; its maximum is not above.
@@ -138,13 +136,8 @@ fn version_of(minor: Option<u8>) -> Result<Version, HeadFault> {
 }
 
 fn copied(fields: &[httparse::Header<'_>]) -> Result<Fields, HeadFault> {
-    let mut headers = Fields::with_capacity(fields.len() + message::ROOM);
-    for field in fields {
-        if !headers.push_read(field.name.as_bytes(), field.value) {
-            return Err(HeadFault::Malformed);
-        }
-    }
-    Ok(headers)
+    let pairs = fields.iter().map(|field| (field.name.as_bytes(), field.value));
+    Fields::read(pairs).ok_or(HeadFault::Malformed)
 }
 
 impl RequestHead {

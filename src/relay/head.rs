@@ -191,6 +191,9 @@ pub(super) fn response_headers(mut headers: Fields) -> Fields {
     headers
 }
 
+/// Names in `Connection` that are heeded. Each is held against each field; what is honest lists one or two.
+const LISTED_MAX: usize = 64;
+
 /// The names that a `Connection` header declares to be for this hop only.
 fn listed_in_connection(headers: &Fields) -> Vec<HeaderName> {
     headers
@@ -200,6 +203,7 @@ fn listed_in_connection(headers: &Fields) -> Vec<HeaderName> {
         // Is taken off in any case, and nearly always what is listed.
         .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .take(LISTED_MAX)
         .collect()
 }
 

@@ -139,7 +139,8 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
         }
     };
     let empty = body.is_end_stream() && editor.is_none();
-    let named = model_in_path(&way.path).map(|model| way.tally.handles().models().find(model.as_bytes()));
+    let in_path = model_in_path(&way.path);
+    let named = in_path.map(|model| way.tally.handles().models().find(model.as_bytes()));
     if editor.is_none()
         && let Err(refusal) = way.permit.approve_unread(named)
     {
@@ -154,7 +155,7 @@ pub(crate) async fn exchange(request: Request<Incoming>, mut way: Way) -> Result
     let api = way.billed_api(&parts.method);
     if let Some(api) = api {
         way.tally.billed(&upload, Call { api, array: without_query(&way.path).ends_with(":streamGenerateContent") });
-        if let Some(model) = model_in_path(&way.path) {
+        if let Some(model) = in_path {
             way.tally.requested(model.as_bytes());
         }
     }

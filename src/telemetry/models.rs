@@ -156,14 +156,25 @@ pub(crate) fn pattern_fault(text: &str) -> Option<&'static str> {
 /// (`deployments/{d}`), Bedrock (`/model/{m}/converse`).
 pub(crate) fn model_in_path(path: &str) -> Option<&str> {
     let path = path.split('?').next().unwrap_or("");
-    let after = |word: &str| path.find(word).map(|place| &path[place + word.len()..]);
-    let segment = |rest: &'_ str| -> usize { rest.find('/').unwrap_or(rest.len()) };
-    if let Some(rest) = after("/deployments/").or_else(|| after("/model/")) {
-        return Some(&rest[..segment(rest)]).filter(|model| !model.is_empty());
+    // One walk over the segments: nearly all paths have none of these.
+    let (mut in_model, mut in_models) = (None, None);
+    for (place, _) in path.match_indices('/') {
+        let rest = &path[place..];
+        if let Some(rest) = rest.strip_prefix("/deployments/") {
+            return segment(rest);
+        }
+        in_model = in_model.or_else(|| rest.strip_prefix("/model/"));
+        in_models = in_models.or_else(|| rest.strip_prefix("/models/"));
     }
-    let rest = after("/models/")?;
-    let name = &rest[..segment(rest)];
-    name.rsplit_once(':').map(|(model, _)| model).filter(|model| !model.is_empty())
+    match in_model {
+        Some(rest) => segment(rest),
+        None => segment(in_models?)?.rsplit_once(':').map(|(model, _)| model).filter(|model| !model.is_empty()),
+    }
+}
+
+/// What stands before the next slash, if anything does.
+fn segment(rest: &str) -> Option<&str> {
+    rest.split('/').next().filter(|segment| !segment.is_empty())
 }
 
 fn is_safe(byte: u8) -> bool {
