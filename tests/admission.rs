@@ -677,6 +677,18 @@ fn a_key_that_the_provider_refuses_rests_and_its_caller_does_not_see_why() {
             (answer.header("x-ratelimit-remaining-requests"), answer.header("openai-organization")),
             ("3", "org-operator")
         );
+        // Nor do they come behind a body.
+        let script = "size=10;len=chunked;trailer=x-ratelimit-remaining-requests:3;trailer=openai-organization:org-operator;\
+                      trailer=x-checksum:a";
+        for (key, count) in [(world.keys[0].as_str(), 1), ("sk-own", 3)] {
+            let mut client = world.edge.connect(Alpn::H2).await;
+            let mut request = chat(&client, both, key, script);
+            request.headers_mut().insert("te", http::HeaderValue::from_static("trailers"));
+            let answer = client.fetch(request).await.expect("an answer");
+            let trailers = answer.trailers.unwrap_or_default();
+            assert_eq!((answer.head.status.as_u16(), trailers.len()), (200, count), "{trailers:?}");
+            assert!(trailers.contains_key("x-checksum"));
+        }
     });
     assert!(world.edge.wait_for_log("provider_key_cooling", SOON));
     assert!(world.edge.wait_for_metric(

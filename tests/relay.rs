@@ -1049,6 +1049,72 @@ fn trailers_reach_who_asked_for_them() {
 }
 
 #[test]
+fn trailers_say_nothing_that_belongs_before_a_body() {
+    let fields = [
+        ("x-checksum", "abc"),
+        ("content-length", "7"),
+        ("content-type", "text/evil"),
+        ("content-encoding", "gzip"),
+        ("content-range", "bytes 0-1/2"),
+        ("set-cookie", "a=b"),
+        ("trailer", "x-other"),
+        ("host", "evil"),
+        ("authorization", "Bearer evil"),
+        ("www-authenticate", "Basic"),
+        ("cache-control", "public"),
+        ("location", "/evil"),
+        ("retry-after", "9"),
+        ("date", "never"),
+        ("alt-svc", "h3"),
+        ("x-last", "1"),
+    ];
+    // A peer on h2 must not send these at all (RFC 9113 section 8.2.2).
+    let of_connection = [
+        ("transfer-encoding", "chunked"),
+        ("connection", "x-hop"),
+        ("keep-alive", "1"),
+        ("upgrade", "x"),
+        ("x-hop", "1"),
+    ];
+    let check = |pair: &str, answer: Answer| {
+        let trailers = answer.trailers.unwrap_or_else(|| panic!("{pair}: none"));
+        let mut names: Vec<_> = trailers.keys().map(|name| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["x-checksum", "x-last"], "{pair}");
+        assert_eq!(answer.body.len(), 2, "{pair}");
+    };
+    let runtime = runtime();
+    let ask = async |edge: &Edge, alpn: Alpn, script: &str| {
+        let mut client = edge.connect(alpn).await;
+        let request = ask(&client, "GET", "/openai/v1/models", script).header("te", "trailers");
+        client.fetch(request.body(FullBody::new("")).expect("request")).await.expect("answer")
+    };
+    // By hand: a library may leave some out.
+    let lines: String =
+        fields.iter().chain(&of_connection).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-checksum, x-last, set-cookie\r\n\r\n";
+    let steps = vec![Step::ExpectHead, Step::write(format!("{head}2\r\nok\r\n0\r\n{lines}\r\n")), Step::Again];
+    let provider = RawProvider::steps(RawOptions::alpn(Alpn::H1), steps).expect("provider");
+    let edge = Edge::with(&provider.url(), provider.ca_pem(), setup(""));
+    for alpn in BOTH {
+        check(&format!("{alpn:?} to H1"), runtime.block_on(ask(&edge, alpn, "")));
+    }
+    assert_eq!(provider.connects(), 1, "the line is of use again");
+    let script: String =
+        fields.iter().map(|(name, value)| format!(";trailer={name}:{}", value.replace(' ', "%20"))).collect();
+    let rig = Rig::new(Alpn::H2);
+    for alpn in BOTH {
+        check(
+            &format!("{alpn:?} to H2"),
+            rig.runtime.block_on(ask(&rig.edge, alpn, &format!("size=2;len=chunked{script}"))),
+        );
+        // Where nothing is left there are none.
+        let answer = rig.runtime.block_on(ask(&rig.edge, alpn, "size=2;len=chunked;trailer=set-cookie:a"));
+        assert_eq!((answer.body.len(), answer.trailers.unwrap_or_default().len()), (2, 0), "{alpn:?}");
+    }
+}
+
+#[test]
 fn a_line_is_used_again_after_a_whole_answer_and_only_then() {
     let whole = [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",

@@ -165,6 +165,11 @@ impl Lines {
     }
 }
 
+/// Takes off all that a provider says of the operator's account.
+pub(super) fn take_off_all_of_account(headers: &mut Fields) {
+    take_off_account(headers, &Lines::default());
+}
+
 /// Takes off what a provider says of the operator's account, but for what `lines` write over.
 fn take_off_account(headers: &mut Fields, lines: &Lines) {
     headers.retain(|name, known| {

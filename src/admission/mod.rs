@@ -671,6 +671,13 @@ impl Permit {
         standing.replace(dialect, unix, headers);
     }
 
+    /// The same for what follows an answer's body; nothing is put there.
+    pub(crate) fn rewrite_trailers(&self, trailers: &mut Fields) {
+        if self.mode == Mode::Managed {
+            headers::take_off_all_of_account(trailers);
+        }
+    }
+
     /// The key's id and label, for usage events.
     pub(crate) fn key(&self) -> Option<(Arc<str>, Arc<str>)> {
         self.grant.as_ref().map(|grant| (grant.id.clone(), grant.label.clone()))

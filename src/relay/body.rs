@@ -16,10 +16,12 @@ use http_body::SizeHint;
 use tokio::time::Sleep;
 
 use super::drain_rest;
+use super::head;
 use super::hide::Filter;
 use super::tally::Tally;
 use crate::hygiene::Chunk;
 use crate::incoming::Broken;
+use crate::message::Fields;
 use crate::telemetry::labels::FailureReason;
 use crate::telemetry::labels::Guard;
 use crate::telemetry::labels::Outcome;
@@ -228,10 +230,20 @@ impl Stream {
         // together leave together.
         let polled = self.inflow.as_mut().map_or(Poll::Ready(None), |inflow| inflow.poll_frame(cx));
         match polled {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 let now = Instant::now();
                 if self.over(now) {
                     return Poll::Ready(Some(Err(BodyFault::Limited)));
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    let mut fields = Fields::from(std::mem::take(trailers));
+                    head::answer_trailers(&mut fields);
+                    self.tally.rewrite_trailers(&mut fields);
+                    if fields.is_empty() {
+                        self.end(now);
+                        return Poll::Ready(None);
+                    }
+                    *trailers = fields.into();
                 }
                 self.tally.passed(frame.data_ref().map_or(&[][..], Chunk::as_slice), now);
                 self.stall.set(Some(now));

@@ -115,6 +115,52 @@ fn response_passes(name: &str) -> bool {
     ) && !name.starts_with("sec-websocket-")
 }
 
+/// Whether a field behind an answer's body reaches the client. What would have had to be known before the body, or speaks to
+/// whoever carries the message, is not believed from there (RFC 9110 section 6.5.1): another reader may put trailers to the
+/// head's fields.
+fn trailer_passes(name: &str) -> bool {
+    response_passes(name)
+        && !matches!(
+            name,
+            // Framing and routing.
+            "content-length"
+                | "trailer"
+                | "host"
+                | "max-forwards"
+                | "forwarded"
+                | "via"
+                // What asks: controls and conditions.
+                | "expect"
+                | "range"
+                | "pragma"
+                | "if-match"
+                | "if-none-match"
+                | "if-modified-since"
+                | "if-unmodified-since"
+                | "if-range"
+                // Authentication.
+                | "authorization"
+                | "proxy-authorization"
+                | "www-authenticate"
+                | "authentication-info"
+                | "proxy-authentication-info"
+                | "cookie"
+                // What an answer is to be done with.
+                | "age"
+                | "cache-control"
+                | "date"
+                | "expires"
+                | "location"
+                | "retry-after"
+                | "vary"
+                | "warning"
+                // How its content is to be read.
+                | "content-encoding"
+                | "content-range"
+                | "content-type"
+        )
+}
+
 /// Of the names that are known, so that they need not be compared.
 static REQUEST_FATES: LazyLock<Vec<Fate>> = LazyLock::new(|| Known::each(|name| request_fate(name.as_str())));
 static RESPONSE_PASSES: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| response_passes(name.as_str())));
@@ -189,6 +235,12 @@ pub(super) fn response_headers(mut headers: Fields) -> Fields {
         headers.remove(header::CONTENT_LENGTH);
     }
     headers
+}
+
+/// Leaves of an answer's trailers what may go to the client.
+pub(super) fn answer_trailers(trailers: &mut Fields) {
+    let listed = listed_in_connection(trailers);
+    trailers.retain(|name, _| trailer_passes(name.as_str()) && !listed.contains(name));
 }
 
 /// Names in `Connection` that are heeded. Each is held against each field; what is honest lists one or two.
@@ -307,5 +359,55 @@ mod tests {
             names,
             ["cf-ray", "content-type", "request-id", "retry-after", "trailer", "x-request-id", "x-should-retry"]
         );
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_before_a_body() {
+        let mut trailers = map(&[
+            ("x-checksum", "a"),
+            ("x-checksum", "b"),
+            ("grpc-status", "0"),
+            ("server-timing", "x"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+        ]);
+        for name in [
+            "Content-Length",
+            "Transfer-Encoding",
+            "Trailer",
+            "TE",
+            "Host",
+            "Set-Cookie",
+            "Cookie",
+            "Authorization",
+            "Proxy-Authenticate",
+            "WWW-Authenticate",
+            "Content-Type",
+            "Content-Encoding",
+            "Content-Range",
+            "Cache-Control",
+            "Location",
+            "Retry-After",
+            "Date",
+            "Age",
+            "Expires",
+            "Vary",
+            "Warning",
+            "Upgrade",
+            "Keep-Alive",
+            "Expect",
+            "Range",
+            "If-Match",
+            "If-None-Match",
+            "Max-Forwards",
+            "Alt-Svc",
+            "Sec-WebSocket-Accept",
+        ] {
+            trailers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
+        }
+        answer_trailers(&mut trailers);
+        let mut names: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["grpc-status", "server-timing", "x-checksum", "x-checksum"]);
     }
 }

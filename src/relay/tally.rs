@@ -20,6 +20,7 @@ use crate::admission::Charged;
 use crate::admission::Permit;
 use crate::admission::Used;
 use crate::hygiene::stack::scrub_look;
+use crate::message::Fields;
 use crate::meter::End;
 use crate::meter::Report;
 use crate::meter::Usage;
@@ -125,6 +126,13 @@ impl Tally {
         self.mode = mode;
         if known != self.upstream {
             self.in_flight = Some(GaugeGuard::new(&self.handles.traffic(self.upstream).in_flight));
+        }
+    }
+
+    /// Takes off an answer's trailers what is not the caller's to know.
+    pub(crate) fn rewrite_trailers(&self, trailers: &mut Fields) {
+        if let Some(permit) = &self.permit {
+            permit.rewrite_trailers(trailers);
         }
     }
 
