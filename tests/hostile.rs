@@ -247,6 +247,7 @@ enum Fate {
 #[test]
 fn odd_framing_never_makes_two_requests_of_one() {
     use Fate::*;
+    let many_zeros = format!("{}2\r\nab\r\n0\r\n\r\n", "0".repeat(64 << 10));
     let big_extension = format!("2;{}\r\nab\r\n0\r\n\r\n", "e".repeat(64 << 10));
     // Header lines, what follows the empty line, and whether a second request follows behind it all.
     let cases: Vec<(&str, &str, bool, Fate)> = vec![
@@ -286,6 +287,36 @@ fn odd_framing_never_makes_two_requests_of_one() {
         ("transfer_encoding: chunked", "", true, Refused),
         ("x_api_key: a", "", true, Refused),
         ("content-length: 2\r\nexpect: 200-ok", "ab", true, Refused),
+        ("transfer-encoding: chunked,", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: , chunked", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: \"chunked\"", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: x", "0\r\n\r\n", true, Refused),
+        ("transfer-encoding:\tchunked \t", "2\r\nab\r\n0\r\n\r\n", false, Once("ab")),
+        ("content-length: 2\r\ncontent-length:", "ab", true, Refused),
+        ("content-length: 2\r\ntransfer-encoding:", "ab", true, Refused),
+        ("content-length: 2\r\ntransfer-encoding: identity", "ab", true, Refused),
+        ("content-length:\t2 \t", "ab", false, Once("ab")),
+        ("content-length: 2;", "ab", true, Refused),
+        ("content-length: 2.0", "ab", true, Refused),
+        ("content-length: \"2\"", "ab", true, Refused),
+        ("content-length: 2\r\n: a", "ab", true, Refused),
+        ("content-length: 2\r\nx", "ab", true, Refused),
+        ("content-length: 2\r\nx: a\x7fb", "ab", true, Refused),
+        ("content-length: 2\r\nx: a\x01b", "ab", true, Refused),
+        ("content-length: 2\r\r\nx: a", "ab", true, Refused),
+        ("transfer-encoding: chunked", "2 ;a=b\r\nab\r\n0\r\n\r\n", false, Once("ab")),
+        ("transfer-encoding: chunked", "2\t\r\nab\r\n0;a\r\n\r\n", false, Once("ab")),
+        ("transfer-encoding: chunked", "00000000000000000000002\r\nab\r\n000\r\n\r\n", false, Once("ab")),
+        ("transfer-encoding: chunked", &many_zeros, true, Cut),
+        ("transfer-encoding: chunked", " 2\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2 2\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2_\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\n\rab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2;a\rb\r\nab\r\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\n0\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\r\n0\r\n\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\r\n0\r\nx: a\x00b\r\n\r\n", true, Cut),
+        ("transfer-encoding: chunked", "2\r\nab\r\n0\r\n: a\r\n\r\n", true, Cut),
         ("transfer-encoding: chunked", "0x2\r\nab\r\n0\r\n\r\n", true, Cut),
         ("transfer-encoding: chunked", "fffffffffffffffff\r\nab\r\n0\r\n\r\n", true, Cut),
         ("transfer-encoding: chunked", "-2\r\nab\r\n0\r\n\r\n", true, Cut),
@@ -352,6 +383,77 @@ fn odd_framing_never_makes_two_requests_of_one() {
             assert!(matches!(codes[..], [400]), "{codes:?}");
             site.guard_moved("bad_framing", before, 1);
             assert!(!site.provider().requests().iter().any(|seen| seen.path.contains("/old")));
+            site.others_fine().await;
+        });
+    }
+}
+
+#[test]
+fn what_a_body_says_is_never_a_request() {
+    let inner = |number: usize| {
+        format!("POST /openai/v1/inner-{number} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")
+    };
+    // Request lines, whether what is asked for comes to a provider, and fields. A body is behind each, which looks like a
+    // request, and a request behind that.
+    let cases = [
+        // Nobody wants the body.
+        ("POST /nowhere", ""),
+        ("GET /nowhere", ""),
+        ("HEAD /nowhere", ""),
+        ("DELETE /nowhere", "expect: 100-continue\r\n"),
+        ("POST /openai/v1/%2e%2e/x", ""),
+        ("POST /openai/v1/x", "expect: 200-ok\r\n"),
+        // With methods that seldom have one.
+        ("GET /openai/v1/models", ""),
+        ("HEAD /openai/v1/models", ""),
+        ("OPTIONS /openai/v1/models", ""),
+        ("DELETE /openai/v1/models/x", ""),
+        // The answer comes before it is read.
+        ("POST /openai/v1/x", "x-script: size=2;early=1\r\n"),
+        ("POST /openai/v1/x", "x-script: status=400;size=2;early=1;len=chunked\r\n"),
+        ("POST /openai/v1/x", "x-script: status=204\r\n"),
+        ("POST /openai/v1/x", "x-script: status=304\r\n"),
+        ("POST /openai/v1/x", "x-script: size=2;len=chunked;close=1\r\n"),
+        // Another protocol is asked for.
+        (
+            "GET /openai/v1/realtime",
+            "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        ),
+        (
+            "GET /openai/v1/x",
+            "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
+        ),
+    ];
+    for upstream in [Alpn::H1, Alpn::H2] {
+        let site = Site::with("", upstream, "");
+        support::runtime().block_on(async {
+            for (number, (line, fields)) in cases.iter().enumerate() {
+                for chunked in [false, true] {
+                    let number = 2 * number + usize::from(chunked);
+                    let said = inner(number);
+                    let (framing, body) = if chunked {
+                        ("transfer-encoding: chunked".to_owned(), format!("{:x}\r\n{said}\r\n0\r\n\r\n", said.len()))
+                    } else {
+                        (format!("content-length: {}", said.len()), said)
+                    };
+                    let fields = if fields.contains("x-script") { (*fields).to_owned() } else { format!("{fields}x-script: size=2\r\n") };
+                    let bytes = format!(
+                        "{line} HTTP/1.1\r\nhost: localhost\r\n{fields}{framing}\r\n\r\n{body}\
+                         POST /openai/v1/own-{number} HTTP/1.1\r\nhost: localhost\r\nx-script: status=203;size=3\r\ncontent-length: 0\r\n\r\n"
+                    );
+                    let (answer, closed) = say(&site.edge, bytes).await;
+                    let codes: Vec<_> = statuses(&answer).into_iter().filter(|code| *code != 100).collect();
+                    let what = format!("{upstream:?} {line} {fields:?} chunked {chunked}: {codes:?}");
+                    let seen = site.provider().requests();
+                    assert!(!seen.iter().any(|seen| seen.path.contains("inner")), "{what}: smuggled");
+                    let own = seen.iter().filter(|seen| seen.path.ends_with(&format!("/own-{number}"))).count();
+                    match codes[..] {
+                        [_, 203] => assert_eq!(own, 1, "{what}"),
+                        [_] => assert!(closed && own == 0, "{what}: {own}, closed {closed}"),
+                        _ => panic!("{what}"),
+                    }
+                }
+            }
             site.others_fine().await;
         });
     }

@@ -4,7 +4,7 @@ use http::HeaderMap;
 
 use super::head::parse_trailers;
 
-/// Bytes of chunk extensions in one body, all chunks together. Nobody sends any; a peer could send nothing else.
+/// Bytes of chunk extensions in one body, all chunks together, with blanks and zeros around sizes. Nobody sends any; a peer could send nothing else.
 const EXTENSION_BYTES: u32 = 16 << 10;
 
 /// One body's trailers.
@@ -167,6 +167,10 @@ impl Decoder {
         let next = match (self.state, byte) {
             (State::Size { size, any }, byte) => match (char::from(byte).to_digit(16), byte) {
                 (Some(digit), _) => {
+                    if any && size == 0 {
+                        // Zeros before a size are as many as a peer likes.
+                        self.count_extension()?;
+                    }
                     let size = size.checked_mul(16).ok_or(Malformed)? + u64::from(digit);
                     State::Size { size, any: true }
                 }
@@ -317,6 +321,9 @@ mod tests {
         assert!(read(Framing::Chunked, many.as_bytes(), 4096).is_err(), "of all chunks together");
         let spaces = format!("1{}\r\na\r\n0\r\n\r\n", " ".repeat(EXTENSION_BYTES as usize + 2));
         assert!(read(Framing::Chunked, spaces.as_bytes(), 4096).is_err());
+        let zeros = |count: usize| format!("{}1\r\na\r\n0\r\n\r\n", "0".repeat(count));
+        assert!(read(Framing::Chunked, zeros(1000).as_bytes(), 4096).is_ok());
+        assert!(read(Framing::Chunked, zeros(EXTENSION_BYTES as usize + 2).as_bytes(), 4096).is_err());
         let trailers = format!("0\r\nx: {}\r\n\r\n", "y".repeat(TRAILER_BYTES));
         assert!(read(Framing::Chunked, trailers.as_bytes(), 4096).is_err());
     }
