@@ -1115,6 +1115,68 @@ fn trailers_say_nothing_that_belongs_before_a_body() {
 }
 
 #[test]
+fn a_client_that_ends_its_side_has_left() {
+    use nullhop_loadtests::tls::Versions;
+    trait Stream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+    impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Stream for T {}
+
+    for upstream in BOTH {
+        let provider = Provider::spawn(ProviderOptions { alpn: upstream, ..ProviderOptions::default() });
+        let provider = provider.expect("provider");
+        let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+                        [[listener]]\nname = \"plain\"\naddress = \"127.0.0.1:0\"\ntls = false\n";
+        let edge = Edge::with(&provider.url(), provider.ca_pem(), Setup { listener: listener.to_owned(), ..setup("") });
+        runtime().block_on(async {
+            for versions in [Some(Versions::Tls12), Some(Versions::Tls13), None] {
+                let connect = async || {
+                    let address = edge.listeners[usize::from(versions.is_none())];
+                    let tcp = TcpStream::connect(address).await.expect("connects");
+                    let Some(versions) = versions else { return Box::new(tcp) as Box<dyn Stream> };
+                    let config = edge.trust().client_config_of(Alpn::H1, versions).expect("a configuration");
+                    let name = "localhost".try_into().expect("a name");
+                    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await;
+                    Box::new(tls.expect("shakes hands"))
+                };
+                for (script, begun) in [("never=1", false), ("events=100000;period_us=5000", true)] {
+                    let what = format!("{upstream:?}, {versions:?}, {script}");
+                    let account = Account::open(&edge, "client_abort");
+                    let mut stream = connect().await;
+                    let seen = provider.state().requests;
+                    let text = format!(
+                        "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nx-script: {script}\r\ncontent-length: 2\r\n\r\n{{}}"
+                    );
+                    stream.write_all(text.as_bytes()).await.expect("writes");
+                    stream.flush().await.expect("writes");
+                    let arrived = provider.wait_for(|state| state.requests > seen, 20 * SECOND).await;
+                    assert!(arrived, "{what}: never arrived");
+                    if begun {
+                        assert!(stream.read(&mut [0; 1000]).await.expect("reads") > 0, "{what}");
+                    }
+                    stream.shutdown().await.expect("ends its side");
+                    // It would read on, and gets no whole answer.
+                    let mut rest = Vec::new();
+                    let end = tokio::time::timeout(20 * SECOND, stream.read_to_end(&mut rest)).await;
+                    assert!(end.is_ok(), "{what}: goes on");
+                    assert!(!rest.ends_with(b"0\r\n\r\n") && (begun || rest.is_empty()), "{what}: {rest:?}");
+                    let felt =
+                        provider.wait_for(|state| state.last().is_some_and(|seen| seen.aborted), 20 * SECOND).await;
+                    assert!(felt, "{what}: never felt");
+                    account.closed_with(1.0, &what);
+                }
+                // What nullhop says by itself is said.
+                let mut stream = connect().await;
+                let text = "POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}";
+                stream.write_all(text.as_bytes()).await.expect("writes");
+                stream.shutdown().await.expect("ends its side");
+                let mut answer = Vec::new();
+                let _ = tokio::time::timeout(20 * SECOND, stream.read_to_end(&mut answer)).await.expect("an end");
+                assert!(answer.starts_with(b"HTTP/1.1 404 "), "{upstream:?}, {versions:?}: {answer:?}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_line_is_used_again_after_a_whole_answer_and_only_then() {
     let whole = [
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
