@@ -194,7 +194,13 @@ impl Socket {
     /// What has arrived, as a block of its own; an empty one is the peer's end.
     fn poll_block(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Vec<u8>>> {
         // Not before something is there, so that a quiet connection holds no block.
-        ready!(self.shared.stream.poll_read_ready(cx))?;
+        match self.shared.stream.poll_read_ready(cx) {
+            Poll::Ready(ready) => ready?,
+            Poll::Pending => {
+                self.shared.read_armed.store(true, Relaxed);
+                return Poll::Pending;
+            }
+        }
         let mut block = vec![0; BLOCK_BYTES];
         let mut buffer = ReadBuf::new(&mut block);
         ready!(Pin::new(self).poll_read(cx, &mut buffer))?;

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
-use std::task::ready;
 
 use http_body::Frame;
 use http_body::SizeHint;
@@ -44,6 +43,8 @@ pub(crate) struct Served {
     watching: Cell<bool>,
     /// The task that answers, while the body is somebody else's to read. It alone writes: who reads asks it to.
     waker: RefCell<Option<Waker>>,
+    /// Another task that waits for more of the body, to be told when the connection is given up.
+    reader: RefCell<Option<Waker>>,
     takeover: RefCell<Option<oneshot::Sender<(Transport, Chunk)>>>,
 }
 
@@ -72,6 +73,7 @@ impl Served {
             held: Cell::new(false),
             watching: Cell::new(false),
             waker: RefCell::new(None),
+            reader: RefCell::new(None),
             takeover: RefCell::new(None),
         })
     }
@@ -126,11 +128,7 @@ impl Served {
 
     /// The task that answers is to be woken when the body's reader has something for it.
     fn waits(&self, cx: &Context<'_>) {
-        let mut waker = self.waker.borrow_mut();
-        match &mut *waker {
-            Some(known) => known.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        keep(&self.waker, cx);
     }
 
     /// Wakes the task that answers, unless it is the one that is running.
@@ -160,6 +158,15 @@ impl Served {
         .unwrap_or(false)
     }
 
+    /// The connection is over: its socket is closed, whoever still holds a body.
+    pub(crate) fn give_up(&self) {
+        let wire = self.wire.borrow_mut().take();
+        drop(wire);
+        if let Some(reader) = self.reader.borrow_mut().take() {
+            reader.wake();
+        }
+    }
+
     /// Hands the connection over, if somebody wants it for another protocol.
     pub(crate) fn hand_over(&self) {
         if let Some(sender) = self.takeover.borrow_mut().take()
@@ -167,6 +174,14 @@ impl Served {
         {
             let _ = sender.send(wire.into_parts());
         }
+    }
+}
+
+/// Keeps who waits.
+fn keep(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    match &mut *place.borrow_mut() {
+        Some(known) => known.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
     }
 }
 
@@ -209,9 +224,13 @@ impl Inbound {
                 wire.out().head(CONTINUE.len()).extend_from_slice(CONTINUE);
                 served.tell(cx);
             }
-            match ready!(wire.poll_more(cx)) {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return Poll::Ready(Some(Err(InboundFault::Gone))),
+            match wire.poll_more(cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false) | Err(_)) => return Poll::Ready(Some(Err(InboundFault::Gone))),
+                Poll::Pending => {
+                    keep(&served.reader, cx);
+                    return Poll::Pending;
+                }
             }
         }
     }

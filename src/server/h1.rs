@@ -54,6 +54,13 @@ enum Ending {
 /// Why a connection cannot go on.
 struct Gone;
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Whoever still holds a request's body would keep the socket open.
+        self.served.give_up();
+    }
+}
+
 impl Client {
     pub(super) fn new(transport: Transport, limits: &Limits) -> Self {
         Self {

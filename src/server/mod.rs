@@ -6,6 +6,8 @@ mod answer;
 pub(crate) mod bench;
 mod connection;
 mod h1;
+#[cfg(test)]
+mod h1_tests;
 mod policy;
 
 #[cfg(fuzzing)]

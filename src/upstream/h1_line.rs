@@ -124,6 +124,8 @@ impl H1Line {
                             ReadFault::Closed { within } => LineFault::Gone { heard: within || informational > 0 },
                         }));
                     }
+                    // Whoever has used up its turn has not looked, and is woken for it.
+                    Poll::Pending if !tokio::task::coop::has_budget_remaining() => return Poll::Pending,
                     Poll::Pending => return unsent.map_or(Poll::Pending, |fault| Poll::Ready(Err(fault))),
                 };
                 if answer.status.is_informational() && answer.status != StatusCode::SWITCHING_PROTOCOLS {
