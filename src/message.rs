@@ -277,7 +277,6 @@ impl Fields {
     }
 
     /// Whether there is none.
-    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

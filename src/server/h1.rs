@@ -209,7 +209,8 @@ impl Client {
                     let frame = match Pin::new(&mut *frames).poll_frame(cx) {
                         Poll::Ready(Some(Ok(frame))) => Some(frame),
                         Poll::Ready(None) => None,
-                        // What came before it is out, since nothing is gathered while the body waits.
+                        // What came before it was offered to the socket first. What the client has not made room for goes with the
+                        // reset, as what the kernel holds does.
                         Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(Gone)),
                         Poll::Pending => {
                             waits = true;
