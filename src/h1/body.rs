@@ -4,7 +4,8 @@ use http::HeaderMap;
 
 use super::head::parse_trailers;
 
-/// Bytes of chunk extensions in one body, all chunks together, with blanks and zeros around sizes. Nobody sends any; a peer could send nothing else.
+/// Bytes of chunk extensions in one body, all chunks together, with blanks and zeros around sizes. Nobody sends any; a peer
+/// could send nothing else.
 const EXTENSION_BYTES: u32 = 16 << 10;
 
 /// One body's trailers.
