@@ -424,39 +424,48 @@ fn what_a_body_says_is_never_a_request() {
             "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
         ),
     ];
-    for upstream in [Alpn::H1, Alpn::H2] {
-        let site = Site::with("", upstream, "");
-        support::runtime().block_on(async {
-            for (number, (line, fields)) in cases.iter().enumerate() {
-                for chunked in [false, true] {
-                    let number = 2 * number + usize::from(chunked);
-                    let said = inner(number);
-                    let (framing, body) = if chunked {
-                        ("transfer-encoding: chunked".to_owned(), format!("{:x}\r\n{said}\r\n0\r\n\r\n", said.len()))
-                    } else {
-                        (format!("content-length: {}", said.len()), said)
-                    };
-                    let fields = if fields.contains("x-script") { (*fields).to_owned() } else { format!("{fields}x-script: size=2\r\n") };
-                    let bytes = format!(
-                        "{line} HTTP/1.1\r\nhost: localhost\r\n{fields}{framing}\r\n\r\n{body}\
-                         POST /openai/v1/own-{number} HTTP/1.1\r\nhost: localhost\r\nx-script: status=203;size=3\r\ncontent-length: 0\r\n\r\n"
-                    );
-                    let (answer, closed) = say(&site.edge, bytes).await;
-                    let codes: Vec<_> = statuses(&answer).into_iter().filter(|code| *code != 100).collect();
-                    let what = format!("{upstream:?} {line} {fields:?} chunked {chunked}: {codes:?}");
-                    let seen = site.provider().requests();
-                    assert!(!seen.iter().any(|seen| seen.path.contains("inner")), "{what}: smuggled");
-                    let own = seen.iter().filter(|seen| seen.path.ends_with(&format!("/own-{number}"))).count();
-                    match codes[..] {
-                        [_, 203] => assert_eq!(own, 1, "{what}"),
-                        [_] => assert!(closed && own == 0, "{what}: {own}, closed {closed}"),
-                        _ => panic!("{what}"),
+    let one = async |site: &Site, upstream: Alpn, number: usize, chunked: bool| {
+        let (line, fields) = cases[number];
+        let number = 2 * number + usize::from(chunked);
+        let said = inner(number);
+        let (framing, body) = if chunked {
+            ("transfer-encoding: chunked".to_owned(), format!("{:x}\r\n{said}\r\n0\r\n\r\n", said.len()))
+        } else {
+            (format!("content-length: {}", said.len()), said)
+        };
+        let fields =
+            if fields.contains("x-script") { fields.to_owned() } else { format!("{fields}x-script: size=2\r\n") };
+        let bytes = format!(
+            "{line} HTTP/1.1\r\nhost: localhost\r\n{fields}{framing}\r\n\r\n{body}\
+             POST /openai/v1/own-{number} HTTP/1.1\r\nhost: localhost\r\nx-script: status=203;size=3\r\ncontent-length: 0\r\n\r\n"
+        );
+        let (answer, closed) = say(&site.edge, bytes).await;
+        let codes: Vec<_> = statuses(&answer).into_iter().filter(|code| *code != 100).collect();
+        let what = format!("{upstream:?} {line} {fields:?} chunked {chunked}: {codes:?}");
+        let seen = site.provider().requests();
+        assert!(!seen.iter().any(|seen| seen.path.contains("inner")), "{what}: smuggled");
+        let own = seen.iter().filter(|seen| seen.path.ends_with(&format!("/own-{number}"))).count();
+        match codes[..] {
+            [_, 203] => assert_eq!(own, 1, "{what}"),
+            [_] => assert!(closed && own == 0, "{what}: {own}, closed {closed}"),
+            _ => panic!("{what}"),
+        }
+    };
+    // Each waits whether anything else comes.
+    std::thread::scope(|scope| {
+        for upstream in [Alpn::H1, Alpn::H2] {
+            let (one, count) = (&one, cases.len());
+            scope.spawn(move || {
+                let site = Site::with("", upstream, "");
+                support::runtime().block_on(async {
+                    for number in 0..count {
+                        tokio::join!(one(&site, upstream, number, false), one(&site, upstream, number, true));
                     }
-                }
-            }
-            site.others_fine().await;
-        });
-    }
+                    site.others_fine().await;
+                });
+            });
+        }
+    });
 }
 
 // 2. Targets, hosts, methods.
