@@ -80,6 +80,16 @@ async fn served(server: ServerConfig, client: ClientConfig) -> (Ours, tokio_rust
     (ours.unwrap().0, theirs.unwrap())
 }
 
+/// The same over what takes a kilobyte at a time.
+async fn narrow() -> (Ours, tokio_rustls::client::TlsStream<DuplexStream>) {
+    let (server, client) = configs(&TLS13, suites()[0].1);
+    let (near, far) = tokio::io::duplex(1_000);
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let (ours, theirs) =
+        tokio::join!(shake::accept(Arc::new(server), near, || {}, |_| ()), connector.connect(name(), far));
+    (ours.unwrap().0, theirs.unwrap())
+}
+
 /// Ours as the client, rustls' as the server.
 async fn asked(server: ServerConfig, client: ClientConfig) -> (Ours, tokio_rustls::server::TlsStream<DuplexStream>) {
     let (near, far) = tokio::io::duplex(1 << 16);
@@ -379,12 +389,7 @@ async fn a_record_that_is_too_long_is_refused() {
 
 #[tokio::test]
 async fn a_peer_that_does_not_read_makes_us_hold_two_records() {
-    let (server, client) = configs(&TLS13, suites()[0].1);
-    let (near, far) = tokio::io::duplex(1_000);
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
-    let (ours, theirs) =
-        tokio::join!(shake::accept(Arc::new(server), near, || {}, |_| ()), connector.connect(name(), far));
-    let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
+    let (mut ours, mut theirs) = narrow().await;
     let block = pattern(100_000);
     let mut taken = 0;
     while let Ok(wrote) = tokio::time::timeout(Duration::from_millis(50), ours.write(&block[taken..])).await {
@@ -411,12 +416,7 @@ async fn a_reader_does_not_take_the_place_of_who_waits_to_write() {
         }
     }
 
-    let (server, client) = configs(&TLS13, suites()[0].1);
-    let (near, far) = tokio::io::duplex(1_000);
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
-    let (ours, theirs) =
-        tokio::join!(shake::accept(Arc::new(server), near, || {}, |_| ()), connector.connect(name(), far));
-    let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
+    let (mut ours, mut theirs) = narrow().await;
 
     let writer = Arc::new(Woken::default());
     let waker = writer.clone().into();
