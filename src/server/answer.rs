@@ -325,7 +325,7 @@ pub(super) fn hello(mut tally: Tally) -> Response<AnswerBody> {
     Response::new(AnswerBody::fixed(String::new(), tally))
 }
 
-/// Tells SDKs whether to ask again, whatever they think of the status (WIRE section 6.3).
+/// Tells SDKs whether to ask again, whatever they think of the status (WIRE section 6.2).
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, String) {
