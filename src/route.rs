@@ -7,10 +7,9 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderName;
-
 use crate::config::Config;
 use crate::message::Fields;
+use crate::message::name;
 use crate::provider;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -130,8 +129,9 @@ impl Routes {
         } else if let Some((prefix, place)) = self.prefixes.iter().find(|(prefix, _)| is_below(path, prefix)) {
             (*place, prefix.len())
         } else {
-            let anthropic = headers.contains_key(&ANTHROPIC_VERSION);
-            let google = headers.contains_key(&GOOGLE_KEY);
+            // Headers of the vendors' own, which settle the paths that two of them share.
+            let anthropic = headers.contains_key(name::ANTHROPIC_VERSION);
+            let google = headers.contains_key(name::X_GOOG_API_KEY);
             let dialect = provider::well_known(path, anthropic, google);
             match dialect.and_then(|dialect| self.bare[dialect as usize]) {
                 Some(place) => (place, 0),
@@ -150,10 +150,6 @@ impl Routes {
         Ok(Route { upstream, prefix_len, operation: Operation::of(rest), dialect })
     }
 }
-
-/// Headers of the vendors' own, which settle the paths that two of them share.
-static ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
-static GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// `name` in lower case; most are.
 fn lower(name: &str) -> Cow<'_, str> {

@@ -2,20 +2,15 @@
 
 use std::borrow::Cow;
 
-use http::HeaderName;
 use http::HeaderValue;
-use http::header;
 use zeroize::Zeroize;
 
 use crate::message::Fields;
+use crate::message::Known;
+use crate::message::name;
 
 /// The headers in which SDKs send keys, the place where `?key=` counts behind them.
-const PLACES: [HeaderName; 4] = [
-    header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("api-key"),
-];
+const PLACES: [Known; 4] = [name::AUTHORIZATION, name::X_API_KEY, name::X_GOOG_API_KEY, name::API_KEY];
 
 /// Browsers cannot set headers on a WebSocket; OpenAI's SDK puts the key among its subprotocols.
 const SUBPROTOCOL: &str = "openai-insecure-api-key.";
@@ -44,14 +39,14 @@ impl<'h> Shown<'h> {
     /// The credentials in a request's headers and query.
     pub(super) fn of(headers: &'h Fields, query: Option<&'h str>) -> Self {
         let mut shown = Self { texts: [const { None }; SHOWN_MAX], len: 0 };
-        for name in &PLACES {
+        for name in PLACES {
             for value in headers.get_all(name) {
                 let value = value.as_bytes();
-                let text = if *name == header::AUTHORIZATION { without_scheme(value) } else { value.trim_ascii() };
+                let text = if name == name::AUTHORIZATION { without_scheme(value) } else { value.trim_ascii() };
                 shown.push(Cow::Borrowed(text));
             }
         }
-        for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        for value in headers.get_all(name::SEC_WEBSOCKET_PROTOCOL) {
             for key in tokens(value).filter_map(|token| token.strip_prefix(SUBPROTOCOL.as_bytes())) {
                 shown.push(Cow::Borrowed(key));
             }
@@ -141,23 +136,23 @@ fn decoded(text: &str) -> Cow<'_, [u8]> {
 
 /// Takes every credential off `headers`.
 pub(crate) fn take_off(headers: &mut Fields) {
-    for name in &PLACES {
+    for name in PLACES {
         headers.remove(name);
     }
-    let name = header::SEC_WEBSOCKET_PROTOCOL;
+    let name = name::SEC_WEBSOCKET_PROTOCOL;
     // By bytes, as they are looked for: a value need not be text.
     let shows = |token: &[u8]| token.starts_with(SUBPROTOCOL.as_bytes());
-    if !headers.get_all(&name).any(|value| tokens(value).any(shows)) {
+    if !headers.get_all(name).any(|value| tokens(value).any(shows)) {
         return;
     }
-    let values: Vec<_> = headers.get_all(&name).cloned().collect();
-    headers.remove(&name);
+    let values: Vec<_> = headers.get_all(name).cloned().collect();
+    headers.remove(name);
     for value in values {
         let kept: Vec<&[u8]> = tokens(&value).filter(|token| !shows(token)).collect();
         if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b", "[..]))
             && !kept.is_empty()
         {
-            headers.append(&name, value);
+            headers.append(name, value);
         }
     }
 }
@@ -189,7 +184,10 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> Fields {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -237,12 +235,12 @@ mod tests {
         assert_eq!(headers.len(), 2);
         assert_eq!(headers["sec-websocket-protocol"], "realtime, openai-beta.realtime-v1");
         // What is no text is searched like what is one.
-        let name = header::SEC_WEBSOCKET_PROTOCOL;
+        let name = name::SEC_WEBSOCKET_PROTOCOL;
         let value = HeaderValue::from_bytes(b"\xff, openai-insecure-api-key.nhk_a,realtime").unwrap();
-        let mut headers = Fields::from_iter([(name.clone(), value)]);
+        let mut headers = Fields::from_iter([(name, value)]);
         assert_eq!(Shown::of(&headers, None).first(), Some(&b"nhk_a"[..]));
         take_off(&mut headers);
-        assert_eq!(headers[name.as_str()].as_bytes(), b"\xff, realtime");
+        assert_eq!(headers["sec-websocket-protocol"].as_bytes(), b"\xff, realtime");
         for (target, kept) in [
             (
                 "/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a",

@@ -72,61 +72,61 @@ impl Standing {
 }
 
 /// A kind's limit, what remains of it, and when it is whole again.
-type Names = [HeaderName; 3];
+type Names = [Known; 3];
 
 /// Requests and tokens.
 static OPENAI: [Names; 2] = [
     [
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-reset-requests"),
+        Known::named("x-ratelimit-limit-requests"),
+        Known::named("x-ratelimit-remaining-requests"),
+        Known::named("x-ratelimit-reset-requests"),
     ],
     [
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-reset-tokens"),
+        Known::named("x-ratelimit-limit-tokens"),
+        Known::named("x-ratelimit-remaining-tokens"),
+        Known::named("x-ratelimit-reset-tokens"),
     ],
 ];
 
 /// Requests, all tokens, input, output.
 static ANTHROPIC: [Names; 4] = [
     [
-        HeaderName::from_static("anthropic-ratelimit-requests-limit"),
-        HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-requests-reset"),
+        Known::named("anthropic-ratelimit-requests-limit"),
+        Known::named("anthropic-ratelimit-requests-remaining"),
+        Known::named("anthropic-ratelimit-requests-reset"),
     ],
     [
-        HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
-        HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-tokens-reset"),
+        Known::named("anthropic-ratelimit-tokens-limit"),
+        Known::named("anthropic-ratelimit-tokens-remaining"),
+        Known::named("anthropic-ratelimit-tokens-reset"),
     ],
     [
-        HeaderName::from_static("anthropic-ratelimit-input-tokens-limit"),
-        HeaderName::from_static("anthropic-ratelimit-input-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-input-tokens-reset"),
+        Known::named("anthropic-ratelimit-input-tokens-limit"),
+        Known::named("anthropic-ratelimit-input-tokens-remaining"),
+        Known::named("anthropic-ratelimit-input-tokens-reset"),
     ],
     [
-        HeaderName::from_static("anthropic-ratelimit-output-tokens-limit"),
-        HeaderName::from_static("anthropic-ratelimit-output-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-output-tokens-reset"),
+        Known::named("anthropic-ratelimit-output-tokens-limit"),
+        Known::named("anthropic-ratelimit-output-tokens-remaining"),
+        Known::named("anthropic-ratelimit-output-tokens-reset"),
     ],
 ];
 
-fn openai(lines: &mut Lines, names: &'static Names, left: Option<Left>) {
+fn openai(lines: &mut Lines, names: &Names, left: Option<Left>) {
     let Some(left) = left else { return };
-    lines.push(&names[0], |text| number(text, left.amount));
-    lines.push(&names[1], |text| number(text, left.remaining));
-    lines.push(&names[2], |text| duration(text, left.full_after));
+    lines.push(names[0], |text| number(text, left.amount));
+    lines.push(names[1], |text| number(text, left.remaining));
+    lines.push(names[2], |text| duration(text, left.full_after));
 }
 
-fn anthropic(lines: &mut Lines, names: &'static Names, left: Option<Left>, unix: i64) {
+fn anthropic(lines: &mut Lines, names: &Names, left: Option<Left>, unix: i64) {
     let Some(left) = left else { return };
     let at = unix.saturating_add(i64::try_from(left.full_after.div_ceil(SECOND)).unwrap_or(0));
     let Ok(at) = Timestamp::from_second(at) else { return };
-    lines.push(&names[0], |text| number(text, left.amount));
-    lines.push(&names[1], |text| number(text, left.remaining));
+    lines.push(names[0], |text| number(text, left.amount));
+    lines.push(names[1], |text| number(text, left.remaining));
     // Writing into a vector cannot fail.
-    lines.push(&names[2], |text| _ = write!(text, "{at}"));
+    lines.push(names[2], |text| _ = write!(text, "{at}"));
 }
 
 /// Header lines whose values stand one after the other in one block, which they share.
@@ -134,12 +134,12 @@ fn anthropic(lines: &mut Lines, names: &'static Names, left: Option<Left>, unix:
 struct Lines {
     text: Vec<u8>,
     /// Names, and where the value of each ends.
-    lines: [Option<(&'static HeaderName, usize)>; 3 * ANTHROPIC.len()],
+    lines: [Option<(Known, usize)>; 3 * ANTHROPIC.len()],
     len: usize,
 }
 
 impl Lines {
-    fn push(&mut self, name: &'static HeaderName, write: impl FnOnce(&mut Vec<u8>)) {
+    fn push(&mut self, name: Known, write: impl FnOnce(&mut Vec<u8>)) {
         if self.text.capacity() == 0 {
             // Longer than nearly all that is ever written.
             self.text.reserve(160);
@@ -150,7 +150,7 @@ impl Lines {
         self.len += 1;
     }
 
-    fn has(&self, name: &HeaderName) -> bool {
+    fn has(&self, name: Known) -> bool {
         self.lines[..self.len].iter().flatten().any(|(known, _)| *known == name)
     }
 
@@ -174,7 +174,7 @@ pub(super) fn take_off_all_of_account(headers: &mut Fields) {
 fn take_off_account(headers: &mut Fields, lines: &Lines) {
     headers.retain(|name, known| {
         let tells = known.of(&OF_ACCOUNT).copied().unwrap_or_else(|| tells_of_account(name));
-        !tells || lines.has(name)
+        !tells || lines.has(known)
     });
 }
 

@@ -46,6 +46,8 @@ use crate::limits::Amount;
 use crate::limits::Class;
 use crate::limits::Limit;
 use crate::message::Fields;
+use crate::message::Known;
+use crate::message::name;
 use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
@@ -98,9 +100,6 @@ static CREDENTIAL_HEADERS: [HeaderName; 6] = [
     http::header::PROXY_AUTHORIZATION,
     http::header::COOKIE,
 ];
-
-/// Names the caller's application.
-static GOOG_API_CLIENT: HeaderName = HeaderName::from_static("x-goog-api-client");
 
 /// What every key of this gateway's begins with.
 const OURS: &str = crate::keys::PREFIX;
@@ -621,8 +620,8 @@ impl Permit {
         credential::take_off(headers);
         headers::take_off_account_names(headers);
         // It is the operator's account that asks, not the caller's application.
-        headers.insert(http::header::USER_AGENT, HeaderValue::from_static("nullhop"));
-        headers.remove(&GOOG_API_CLIENT);
+        headers.insert(name::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.remove(name::X_GOOG_API_CLIENT);
         let header = provider_keys::header_of(provider, path, self.config().key_header);
         if let Some((name, value)) = self.admission().upstreams[self.upstream].keys.header(picked, header) {
             headers.insert(name, value);
@@ -640,7 +639,7 @@ impl Permit {
     /// The provider has answered. Says whether its answer must not reach the caller, since it speaks of the operator's key.
     pub(crate) fn answered(&self, status: u16, headers: &Fields) -> bool {
         let Some(picked) = self.picked else { return false };
-        let told = headers.get(http::header::RETRY_AFTER).filter(|_| status == 429);
+        let told = headers.get(name::RETRY_AFTER).filter(|_| status == 429);
         let retry_after = told.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let keys = &self.admission().upstreams[self.upstream].keys;
         let metrics = self.admission().handles.upstream(upstream_id(self.upstream));
@@ -897,7 +896,7 @@ impl Approve for Permit {
 impl Admission {
     /// What the provider says of the operator's own limits.
     fn headroom(&self, upstream: usize, headers: &Fields) {
-        let number = |name: &HeaderName| {
+        let number = |name: Known| {
             let text = headers.get(name)?.to_str().ok()?.trim();
             // Nearly always whole numbers, which are read with less work.
             text.parse::<u32>().map(f64::from).ok().or_else(|| text.parse().ok())
@@ -907,7 +906,7 @@ impl Admission {
         let told: &[_] = if anthropic { &HEADROOM_OF_ANTHROPIC } else { &HEADROOM_OF_OPENAI };
         for (resource, remaining, limit) in told {
             // Azure may say -1 or 0 of limits that it does not have.
-            if let (Some(remaining), Some(limit)) = (number(remaining), number(limit))
+            if let (Some(remaining), Some(limit)) = (number(*remaining), number(*limit))
                 && remaining >= 0.0
                 && limit > 0.0
             {
@@ -918,41 +917,33 @@ impl Admission {
 }
 
 /// What remains of a limit of the operator's, and the limit.
-type Headroom = (Resource, HeaderName, HeaderName);
+type Headroom = (Resource, Known, Known);
 
 static HEADROOM_OF_OPENAI: [Headroom; 2] = [
-    (
-        Resource::Requests,
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-    ),
-    (
-        Resource::Tokens,
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-    ),
+    (Resource::Requests, Known::named("x-ratelimit-remaining-requests"), Known::named("x-ratelimit-limit-requests")),
+    (Resource::Tokens, Known::named("x-ratelimit-remaining-tokens"), Known::named("x-ratelimit-limit-tokens")),
 ];
 
 static HEADROOM_OF_ANTHROPIC: [Headroom; 4] = [
     (
         Resource::Requests,
-        HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-requests-limit"),
+        Known::named("anthropic-ratelimit-requests-remaining"),
+        Known::named("anthropic-ratelimit-requests-limit"),
     ),
     (
         Resource::Tokens,
-        HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
+        Known::named("anthropic-ratelimit-tokens-remaining"),
+        Known::named("anthropic-ratelimit-tokens-limit"),
     ),
     (
         Resource::InputTokens,
-        HeaderName::from_static("anthropic-ratelimit-input-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-input-tokens-limit"),
+        Known::named("anthropic-ratelimit-input-tokens-remaining"),
+        Known::named("anthropic-ratelimit-input-tokens-limit"),
     ),
     (
         Resource::OutputTokens,
-        HeaderName::from_static("anthropic-ratelimit-output-tokens-remaining"),
-        HeaderName::from_static("anthropic-ratelimit-output-tokens-limit"),
+        Known::named("anthropic-ratelimit-output-tokens-remaining"),
+        Known::named("anthropic-ratelimit-output-tokens-limit"),
     ),
 ];
 
@@ -967,5 +958,5 @@ pub(crate) fn protect_credentials(headers: &mut Fields, apart: Option<&HeaderNam
 
 /// The dialect of an answer, for a request that got no further than its head.
 pub(crate) fn guess_dialect(path: &str, headers: &Fields) -> Dialect {
-    Dialect::guess(path, headers.contains_key("anthropic-version"), headers.contains_key("x-goog-api-key"))
+    Dialect::guess(path, headers.contains_key(name::ANTHROPIC_VERSION), headers.contains_key(name::X_GOOG_API_KEY))
 }

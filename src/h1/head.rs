@@ -14,12 +14,12 @@ use http::Method;
 use http::StatusCode;
 use http::Uri;
 use http::Version;
-use http::header;
 
 use super::body::Framing;
 use super::body::Malformed;
 
 use crate::message::Fields;
+use crate::message::name;
 
 /// Fields of one head, whatever the configuration says; its maximum is not above.
 const FIELDS_MAX: usize = 1_000;
@@ -153,7 +153,7 @@ impl RequestHead {
         }
         if coding {
             // RFC 9112 section 6.1: the coding decides; whoever sends both may want to be read twice.
-            return Ok((Framing::Chunked, self.headers.contains_key(header::CONTENT_LENGTH)));
+            return Ok((Framing::Chunked, self.headers.contains_key(name::CONTENT_LENGTH)));
         }
         Ok((one_length(&self.headers)?.map_or(Framing::Empty, Framing::Length), false))
     }
@@ -198,7 +198,7 @@ impl ResponseHead {
 
 /// Whether the body comes in chunks.
 fn one_coding(headers: &Fields) -> Result<bool, Malformed> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
+    let mut codings = headers.get_all(name::TRANSFER_ENCODING);
     match (codings.next(), codings.next()) {
         (None, _) => Ok(false),
         (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(true),
@@ -207,7 +207,7 @@ fn one_coding(headers: &Fields) -> Result<bool, Malformed> {
 }
 
 fn one_length(headers: &Fields) -> Result<Option<u64>, Malformed> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH);
+    let mut lengths = headers.get_all(name::CONTENT_LENGTH);
     let Some(length) = lengths.next() else { return Ok(None) };
     let digits = length.as_bytes();
     if lengths.next().is_some() || digits.is_empty() {
@@ -223,7 +223,7 @@ fn one_length(headers: &Fields) -> Result<Option<u64>, Malformed> {
 
 fn keeps_alive(version: Version, headers: &Fields) -> bool {
     let says = |token: &str| {
-        let values = headers.get_all(header::CONNECTION).filter_map(|value| value.to_str().ok());
+        let values = headers.get_all(name::CONNECTION).filter_map(|value| value.to_str().ok());
         values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
     if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") }

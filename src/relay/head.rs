@@ -9,6 +9,7 @@ use http::header;
 use crate::config::Privacy;
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::name;
 
 /// What happens to a request header by its name alone.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -192,10 +193,10 @@ fn protected(name: &str) -> bool {
 /// method makes servers expect a body.
 pub(super) fn request_headers(mut headers: Fields, privacy: Privacy, empty_body: bool) -> Fields {
     let listed = listed_in_connection(&headers);
-    let trailers_welcome = headers.get_all(header::TE).any(|value| {
+    let trailers_welcome = headers.get_all(name::TE).any(|value| {
         value.to_str().is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
     });
-    let announced_zero = empty_body && headers.contains_key(header::CONTENT_LENGTH);
+    let announced_zero = empty_body && headers.contains_key(name::CONTENT_LENGTH);
     headers.retain(|name, known| {
         let fate = known.of(&REQUEST_FATES).copied().unwrap_or_else(|| request_fate(name.as_str()));
         match fate {
@@ -208,15 +209,15 @@ pub(super) fn request_headers(mut headers: Fields, privacy: Privacy, empty_body:
         }
     });
     // Encoded answers stream in bursts, and the meter would have to decode them (WIRE section 9).
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(name::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     if trailers_welcome {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(name::TE, HeaderValue::from_static("trailers"));
     }
     if announced_zero {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        headers.insert(name::CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     if privacy >= Privacy::Session {
-        headers.insert(header::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.insert(name::USER_AGENT, HeaderValue::from_static("nullhop"));
     }
     headers
 }
@@ -224,7 +225,7 @@ pub(super) fn request_headers(mut headers: Fields, privacy: Privacy, empty_body:
 /// The answer's headers that go to the client.
 pub(super) fn response_headers(mut headers: Fields) -> Fields {
     let listed = listed_in_connection(&headers);
-    let coded = headers.contains_key(header::TRANSFER_ENCODING);
+    let coded = headers.contains_key(name::TRANSFER_ENCODING);
     headers.retain(|name, known| {
         known.of(&RESPONSE_PASSES).copied().unwrap_or_else(|| response_passes(name.as_str()))
             && (!listed.contains(name) || protected(name.as_str()))
@@ -232,7 +233,7 @@ pub(super) fn response_headers(mut headers: Fields) -> Fields {
     if coded {
         // RFC 9112 section 6.3: chunks decide, and a length beside them must not be passed on. Kept,
         // it would cut the answer short for the client, with a clean end.
-        headers.remove(header::CONTENT_LENGTH);
+        headers.remove(name::CONTENT_LENGTH);
     }
     headers
 }
@@ -249,7 +250,7 @@ const LISTED_MAX: usize = 64;
 /// The names that a `Connection` header declares to be for this hop only.
 fn listed_in_connection(headers: &Fields) -> Vec<HeaderName> {
     headers
-        .get_all(header::CONNECTION)
+        .get_all(name::CONNECTION)
         .filter_map(|value| value.to_str().ok())
         .flat_map(|text| text.split(','))
         // Is taken off in any case, and nearly always what is listed.

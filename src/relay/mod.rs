@@ -30,6 +30,7 @@ use crate::incoming::Incoming;
 use crate::message::Fields;
 use crate::message::Request;
 use crate::message::Response;
+use crate::message::name;
 use crate::meter::Api;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -294,7 +295,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> R
     let Answer { status, headers, body } = answer;
     let mut headers = head::response_headers(headers);
     way.permit.rewrite_answer(way.dialect, came, &mut headers);
-    let kind = headers.get(http::header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    let kind = headers.get(name::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     let events = kind.starts_with(b"text/event-stream");
     let mut streaming = events || kind.starts_with(b"application/vnd.amazon.eventstream");
     if let Some(call) = way.tally.call()
@@ -308,7 +309,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> R
     // What comes encoded cannot be taken out of; its client sees one event more.
     let hide = events && upload.facts().usage_added && plain(&headers);
     if hide {
-        headers.remove(http::header::CONTENT_LENGTH);
+        headers.remove(name::CONTENT_LENGTH);
     }
     let outcome = outcome_of(status);
     let (silence_max, abort_drain) = (way.upstream_config().silence_timeout, way.upstream_config().abort_drain);
@@ -318,7 +319,7 @@ fn pass_on(answer: Answer, upload: Rc<Upload>, mut way: Way, came: Instant) -> R
 
 /// Whether an answer's body comes as it is.
 fn plain(headers: &Fields) -> bool {
-    let mut values = headers.get_all(http::header::CONTENT_ENCODING);
+    let mut values = headers.get_all(name::CONTENT_ENCODING);
     values.all(|value| matches!(value.as_bytes().trim_ascii(), b"") || value == "identity")
 }
 

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use http::header;
-
 use crate::decode::Decoder;
 use crate::decode::Encoding;
 use crate::message::Fields;
+use crate::message::name;
 use crate::meter::Api;
 use crate::meter::End;
 use crate::meter::Framing;
@@ -58,7 +57,7 @@ impl Look {
     /// For an answer with a status of 200 to 299.
     pub(super) fn new(call: Call, headers: &Fields) -> Self {
         let framing = framing(call, headers);
-        let mut encodings = headers.get_all(header::CONTENT_ENCODING);
+        let mut encodings = headers.get_all(name::CONTENT_ENCODING);
         let encoding = encodings.next().map(|value| value.as_bytes().trim_ascii());
         let encoding = encoding.filter(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity"));
         let decoder = encoding.and_then(Encoding::of).map(|encoding| Decoder::new(encoding, PLAIN_BYTES_MAX));
@@ -156,7 +155,7 @@ impl Report {
 /// How the bytes of an answer are cut into documents, by its own word. `None`: it is none that holds figures.
 fn framing(call: Call, headers: &Fields) -> Option<Framing> {
     // Who says nothing sends JSON; the meter gives up where that is not so.
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Some(Framing::Json) };
+    let Some(value) = headers.get(name::CONTENT_TYPE) else { return Some(Framing::Json) };
     match Framing::of(value.as_bytes(), false) {
         Some(Framing::Json) if call.array && call.api == Api::Gemini => Some(Framing::Array),
         framing => framing,
@@ -333,10 +332,10 @@ mod tests {
             ("text/event-streams", None),
             ("", None),
         ] {
-            let headers = Fields::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(kind))]);
+            let headers = Fields::from_iter([(name::CONTENT_TYPE, HeaderValue::from_static(kind))]);
             assert_eq!(framing(chat, &headers), framing_wanted, "{kind}");
         }
-        let json = Fields::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let json = Fields::from_iter([(name::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
         assert_eq!(framing(Call { api: Api::Gemini, array: true }, &json), Some(Framing::Array));
         assert_eq!(framing(Call { api: Api::Gemini, array: false }, &json), Some(Framing::Json));
         assert_eq!(framing(chat, &Fields::default()), Some(Framing::Json));

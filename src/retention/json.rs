@@ -1084,6 +1084,9 @@ fn move_to(held: &mut Vec<u8>, out: &mut Vec<u8>) {
     held.clear();
 }
 
+/// So many bytes are looked at together for one that is not ASCII.
+const ASCII_AT_ONCE: usize = 512;
+
 /// Checks UTF-8 across cuts (RFC 3629 section 4).
 #[derive(Default)]
 struct Utf8 {
@@ -1105,6 +1108,9 @@ impl Utf8 {
             }
             rest = after;
         }
+        // Code and prompts are ASCII for the most part, which is told several times as fast as UTF-8 is checked.
+        let plain: usize = rest.chunks(ASCII_AT_ONCE).take_while(|block| block.is_ascii()).map(<[u8]>::len).sum();
+        let rest = &rest[plain..];
         if let Err(error) = std::str::from_utf8(rest) {
             if error.error_len().is_some() {
                 return false;

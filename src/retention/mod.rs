@@ -13,16 +13,16 @@ mod rules;
 mod twin;
 mod vendor;
 
-use http::HeaderName;
 use http::HeaderValue;
 use http::Method;
-use http::header;
 
 use crate::decode::DecodeFault;
 use crate::decode::Decoder;
 use crate::decode::Encoding;
 use crate::hygiene::Chunk;
 use crate::message::Fields;
+use crate::message::Known;
+use crate::message::name;
 use crate::provider::Provider;
 
 use fields::Act;
@@ -166,7 +166,7 @@ impl Policy {
         if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE | Method::CONNECT) {
             return Ok(None);
         }
-        let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let content_type = headers.get(name::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let json = is_type(content_type, b"application/json");
         let Some(body) = path.body(vendor, json) else { return Ok(None) };
         if self.rules.has(Rule::Threads) {
@@ -181,8 +181,8 @@ impl Policy {
             headers.remove(name);
         }
         if decoder.is_some() {
-            headers.remove(header::CONTENT_ENCODING);
-            headers.remove(header::CONTENT_LENGTH);
+            headers.remove(name::CONTENT_ENCODING);
+            headers.remove(name::CONTENT_LENGTH);
         }
         let may_be_empty = std::ptr::eq(body.root, &fields::MODEL_ONLY) && !body.model_required;
         Ok(Some(Editor { decoder, plain_bytes_max: PLAIN_BYTES_MAX, walker, begun: false, may_be_empty }))
@@ -249,12 +249,8 @@ impl Policy {
 }
 
 /// Headers that describe bytes which are changed (RFC 9530, RFC 1864).
-const DIGESTS: [HeaderName; 4] = [
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    HeaderName::from_static("repr-digest"),
-];
+const DIGESTS: [Known; 4] =
+    [Known::named("content-digest"), Known::named("content-md5"), Known::named("digest"), Known::named("repr-digest")];
 
 /// Whether one of `rules` can matter within `depth` levels of `node`.
 fn touches(node: &'static Node, rules: RuleSet, depth: usize) -> bool {
@@ -280,7 +276,7 @@ fn is_type(value: &[u8], wanted: &[u8]) -> bool {
 }
 
 fn walker(plan: Plan, body: &Body, headers: &Fields) -> Result<Option<Walker>, Denied> {
-    let mut types = headers.get_all(header::CONTENT_TYPE);
+    let mut types = headers.get_all(name::CONTENT_TYPE);
     let content_type = types.next().map_or(&b""[..], HeaderValue::as_bytes);
     let form = is_type(content_type, b"multipart/form-data");
     if types.next().is_some() {
@@ -306,7 +302,7 @@ fn walker(plan: Plan, body: &Body, headers: &Fields) -> Result<Option<Walker>, D
 
 /// The coding that the body comes in.
 fn coding(headers: &Fields) -> Result<Option<(Encoding, Option<Decoder>)>, Denied> {
-    let mut codings = headers.get_all(header::CONTENT_ENCODING);
+    let mut codings = headers.get_all(name::CONTENT_ENCODING);
     let Some(coding) = codings.next() else { return Ok(None) };
     if codings.next().is_some() {
         return Err(Denied::Encoding);
@@ -320,20 +316,20 @@ fn coding(headers: &Fields) -> Result<Option<(Encoding, Option<Decoder>)>, Denie
 
 /// Takes the thread handshake out of `anthropic-beta`.
 fn decline_threads(headers: &mut Fields) {
-    let name = HeaderName::from_static("anthropic-beta");
+    let name = name::ANTHROPIC_BETA;
     let is_threads = |token: &str| token.trim().to_ascii_lowercase().starts_with("message-threads");
-    let values: Vec<_> = headers.get_all(&name).cloned().collect();
+    let values: Vec<_> = headers.get_all(name).cloned().collect();
     if !values.iter().any(|value| value.to_str().is_ok_and(|text| text.split(',').any(is_threads))) {
         return;
     }
-    headers.remove(&name);
+    headers.remove(name);
     for value in values {
         let Ok(text) = value.to_str() else { continue };
         let kept: Vec<&str> = text.split(',').map(str::trim).filter(|token| !is_threads(token)).collect();
         if let Ok(value) = HeaderValue::from_str(&kept.join(","))
             && !kept.is_empty()
         {
-            headers.append(&name, value);
+            headers.append(name, value);
         }
     }
 }

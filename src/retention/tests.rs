@@ -34,7 +34,7 @@ impl Edited {
 
 fn editor(policy: &Policy, path: &str) -> Option<Editor> {
     let mut headers = Fields::default();
-    headers.insert(HeaderName::from_static("content-type"), HeaderValue::from_static("application/json"));
+    headers.insert(name::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut headers).unwrap()
 }
 
@@ -495,7 +495,7 @@ fn threads_are_declined() {
 
     let mut headers = Fields::default();
     for value in ["files-api-2025-04-14, message-threads-2026-08-12", "Message-Threads-x", "context-1m"] {
-        headers.append(HeaderName::from_static("anthropic-beta"), HeaderValue::from_static(value));
+        headers.append(name::ANTHROPIC_BETA, HeaderValue::from_static(value));
     }
     let read = |policy: &Policy, headers: &mut Fields| {
         policy.read_head(Provider::Anthropic, "", &Method::POST, MESSAGES, None, headers).unwrap().is_some()
@@ -801,8 +801,8 @@ fn encoded_bodies_go_on_plain() {
     let encoded = encoder.finish().unwrap();
     let read = |coding: &'static str| {
         let mut headers = Fields::default();
-        headers.insert(HeaderName::from_static("content-encoding"), HeaderValue::from_static(coding));
-        headers.insert(HeaderName::from_static("content-digest"), HeaderValue::from_static("sha-256=:x:"));
+        headers.insert(name::CONTENT_ENCODING, HeaderValue::from_static(coding));
+        headers.insert(Known::named("content-digest"), HeaderValue::from_static("sha-256=:x:"));
         let editor =
             only_rules(Vendor::Openai).read_head(Provider::Openai, "", &Method::POST, RESPONSES, None, &mut headers);
         (editor, headers)

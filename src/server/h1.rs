@@ -10,7 +10,6 @@ use http::Extensions;
 use http::Method;
 use http::StatusCode;
 use http::Version;
-use http::header;
 use http_body::Body;
 
 use super::Ended;
@@ -27,6 +26,7 @@ use crate::message::Request;
 use crate::message::RequestParts;
 use crate::message::Response;
 use crate::message::ResponseParts;
+use crate::message::name;
 use crate::socket::Transport;
 
 /// A client on h1.
@@ -149,7 +149,7 @@ impl Client {
             && framing != Framing::Empty
             && head
                 .headers
-                .get(header::EXPECT)
+                .get(name::EXPECT)
                 .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let h1::RequestHead { method, target: uri, headers, .. } = head;
         let parts = RequestParts { method, uri, version, headers, extensions: Extensions::new() };
@@ -172,7 +172,7 @@ impl Client {
 
         let (parts, body) = response.into_parts();
         let switched = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        let closes = |headers: &Fields| headers.get(header::CONNECTION).is_some_and(|value| value == "close");
+        let closes = |headers: &Fields| headers.get(name::CONNECTION).is_some_and(|value| value == "close");
         keep &= !self.closing.get() && !closes(&parts.headers);
         let ending = ending_of(&parts, &body, is_head, version, trailers);
         keep &= ending != Ending::Close;
@@ -268,7 +268,7 @@ impl Client {
 }
 
 fn wants_trailers(headers: &Fields) -> bool {
-    let values = headers.get_all(header::TE).filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(name::TE).filter_map(|value| value.to_str().ok());
     values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case("trailers"))
 }
 
@@ -277,7 +277,7 @@ fn ending_of<B: Body>(parts: &ResponseParts, body: &B, is_head: bool, version: V
     if is_head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ending::Nothing;
     }
-    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced = parts.headers.get(name::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     match announced.or(body.size_hint().exact()) {
         Some(0) if body.is_end_stream() => Ending::Nothing,
         Some(length) => Ending::Length(length),
@@ -291,7 +291,7 @@ fn write_head(out: &mut Vec<u8>, parts: &ResponseParts, ending: Ending, is_head:
     h1::write_fields(out, parts.headers.iter());
     // An answer to HEAD may leave out what only the body would tell (RFC 9110 section 9.3.2).
     let may_have_length = !is_head && !parts.status.is_informational() && parts.status != StatusCode::NO_CONTENT;
-    if may_have_length && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if may_have_length && !parts.headers.contains_key(name::CONTENT_LENGTH) {
         match ending {
             Ending::Length(length) => h1::write_length(out, length),
             Ending::Nothing if parts.status != StatusCode::NOT_MODIFIED => h1::write_length(out, 0),
@@ -299,14 +299,14 @@ fn write_head(out: &mut Vec<u8>, parts: &ResponseParts, ending: Ending, is_head:
             Ending::Nothing | Ending::Close => {}
         }
     }
-    if !parts.headers.contains_key(header::CONNECTION) {
+    if !parts.headers.contains_key(name::CONNECTION) {
         match (keep, version) {
             (true, Version::HTTP_10) => h1::write_field(out, "connection", b"keep-alive"),
             (false, Version::HTTP_11) => h1::write_field(out, "connection", b"close"),
             _ => {}
         }
     }
-    if !parts.headers.contains_key(header::DATE) {
+    if !parts.headers.contains_key(name::DATE) {
         h1::write_date(out);
     }
     out.extend_from_slice(b"\r\n");

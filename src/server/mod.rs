@@ -28,7 +28,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderValue;
-use http::header;
 use http_body::Body;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -47,6 +46,7 @@ use crate::incoming::Incoming;
 use crate::incoming::h2_error as h2_fault;
 use crate::message::Request;
 use crate::message::Response;
+use crate::message::name;
 use crate::relay;
 use crate::relay::AnswerBody;
 use crate::relay::Peer;
@@ -238,7 +238,7 @@ impl Server {
             && connection.is_last()
             && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
         {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(name::CONNECTION, HeaderValue::from_static("close"));
         }
         response.map(|body| Served::new(body, place))
     }

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 
 use http::Method;
 use http::Version;
-use http::header;
 
 use crate::admission::Refusal;
 use crate::config::Limits;
 use crate::message::Fields;
 use crate::message::Request;
+use crate::message::name;
 use crate::route::Routes;
 use crate::telemetry::labels::Guard;
 
@@ -51,7 +51,7 @@ pub(super) fn check<B>(
 pub(super) fn host_of<B>(request: &Request<B>) -> &str {
     match request.uri().authority() {
         Some(authority) => authority.as_str(),
-        None => request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or(""),
+        None => request.headers().get(name::HOST).and_then(|value| value.to_str().ok()).unwrap_or(""),
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn path_is_plain(path: &str) -> bool {
 
 fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> Result<(), (Guard, Refusal)> {
     let malformed = Err((Guard::BadHost, Refusal::Malformed));
-    let mut fields = request.headers().get_all(header::HOST);
+    let mut fields = request.headers().get_all(name::HOST);
     let field = fields.next();
     if fields.next().is_some() {
         return malformed;
@@ -154,13 +154,13 @@ fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> 
 fn framing<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
     let headers: &Fields = request.headers();
     let malformed = Err((Guard::BadFraming, Refusal::Malformed));
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING);
+    let mut codings = headers.get_all(name::TRANSFER_ENCODING);
     if let Some(coding) = codings.next()
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
     {
         return malformed;
     }
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH);
+    let mut lengths = headers.get_all(name::CONTENT_LENGTH);
     if lengths.next().is_some() && lengths.next().is_some() {
         return malformed;
     }
@@ -169,7 +169,7 @@ fn framing<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
     if headers.keys().any(|name| is_twin(name.as_str())) {
         return malformed;
     }
-    if headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if headers.get(name::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err((Guard::BadFraming, Refusal::Expectation));
     }
     Ok(())

@@ -28,7 +28,6 @@ use base64::Engine;
 use http::HeaderValue;
 use http::Method;
 use http::StatusCode;
-use http::header;
 
 use super::AnswerBody;
 use super::Refused;
@@ -38,8 +37,10 @@ use crate::admission::Refusal;
 use crate::drain::DrainWatcher;
 use crate::incoming::Incoming;
 use crate::message::Fields;
+use crate::message::Known;
 use crate::message::Request;
 use crate::message::Response;
+use crate::message::name;
 use crate::meter::Api;
 use crate::meter::Framing;
 use crate::meter::Meter;
@@ -160,8 +161,8 @@ pub(crate) fn is_upgrade(request: &Request<Incoming>) -> bool {
     is_extended_connect(request)
         || (request.method() == Method::GET
             && request.version() == http::Version::HTTP_11
-            && has_token(request.headers(), header::CONNECTION, "upgrade")
-            && has_token(request.headers(), header::UPGRADE, "websocket"))
+            && has_token(request.headers(), name::CONNECTION, "upgrade")
+            && has_token(request.headers(), name::UPGRADE, "websocket"))
 }
 
 fn is_extended_connect(request: &Request<Incoming>) -> bool {
@@ -169,7 +170,7 @@ fn is_extended_connect(request: &Request<Incoming>) -> bool {
         && request.extensions().get::<hyper::ext::Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket")
 }
 
-fn has_token(headers: &Fields, name: header::HeaderName, token: &str) -> bool {
+fn has_token(headers: &Fields, name: Known, token: &str) -> bool {
     headers
         .get_all(name)
         .filter_map(|value| value.to_str().ok())
@@ -187,8 +188,8 @@ pub(crate) async fn upgrade(
     peer: Peer,
 ) -> Result<Response<AnswerBody>, Refused> {
     let extended = is_extended_connect(&request);
-    let client_key = request.headers().get(header::SEC_WEBSOCKET_KEY).cloned();
-    let version_13 = request.headers().get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let client_key = request.headers().get(name::SEC_WEBSOCKET_KEY).cloned();
+    let version_13 = request.headers().get(name::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
     if !version_13 || (!extended && client_key.is_none()) {
         return Err(Refused { refusal: Refusal::Malformed, tally: way.tally });
     }
@@ -196,15 +197,15 @@ pub(crate) async fn upgrade(
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
     let upload = Upload::new(body, 0, way.tally.request_bytes(), None, way.tally.started());
-    let protocols = parts.headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).cloned().collect::<Vec<_>>();
+    let protocols = parts.headers.get_all(name::SEC_WEBSOCKET_PROTOCOL).cloned().collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
-    headers.remove(header::ACCEPT_ENCODING);
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.remove(name::ACCEPT_ENCODING);
+    headers.insert(name::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(name::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(name::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     // `Sec-WebSocket-Extensions` is not passed on: deflated messages could not be counted.
     for protocol in protocols {
-        headers.append(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+        headers.append(name::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     way.permit.present(way.upstream_config().provider, &way.path, &mut headers);
     // An extended CONNECT carries no key (RFC 8441 section 5); the upstream needs one.
@@ -212,7 +213,7 @@ pub(crate) async fn upgrade(
         Some(key) if !extended => key,
         _ => new_key(),
     };
-    headers.insert(header::SEC_WEBSOCKET_KEY, key.clone());
+    headers.insert(name::SEC_WEBSOCKET_KEY, key.clone());
     let watched = match Watched::of(&way) {
         Ok(watched) => watched,
         Err(denied) => return Err(Refused { refusal: super::denied_to(&way, denied), tally: way.tally }),
@@ -242,9 +243,9 @@ pub(crate) async fn upgrade(
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(super::pass_on(answer, upload, way, Instant::now()));
     }
-    let accepted = answer.headers.get(header::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
+    let accepted = answer.headers.get(name::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
     // An extension that nobody offered would make frames that nobody can read.
-    let unasked = answer.headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
+    let unasked = answer.headers.contains_key(name::SEC_WEBSOCKET_EXTENSIONS);
     if !accepted || unasked {
         way.tally.handles().guard(Guard::UpstreamBadAnswer).inc();
         return Err(Refused { refusal: Refusal::UpstreamProtocol, tally: way.tally });
@@ -252,16 +253,16 @@ pub(crate) async fn upgrade(
     let headers = head::response_headers(answer.headers.clone());
     let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS, headers, ());
     way.permit.rewrite_answer(way.dialect, Instant::now(), response.headers_mut());
-    if let Some(protocol) = answer.headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
+    if let Some(protocol) = answer.headers.get(name::SEC_WEBSOCKET_PROTOCOL) {
+        response.headers_mut().insert(name::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
     }
     if extended {
         *response.status_mut() = StatusCode::OK;
-        response.headers_mut().remove(header::CONTENT_LENGTH);
+        response.headers_mut().remove(name::CONTENT_LENGTH);
     } else {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
+        response.headers_mut().insert(name::CONNECTION, HeaderValue::from_static("Upgrade"));
+        response.headers_mut().insert(name::UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(name::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
     }
     let Some(switched) = answer.body.into_switched() else {
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
