@@ -18,6 +18,8 @@ use super::table::Table;
 use super::table::What;
 use super::totals::Totals;
 
+use crate::hygiene::wipe::wipe;
+
 /// Figures above this are no figures.
 pub(super) const FIGURE_MAX: u32 = 100_000_000;
 
@@ -156,7 +158,7 @@ impl Document {
     #[inline]
     pub(super) fn clear_word(&mut self) {
         if self.word_length != 0 {
-            self.word.zeroize();
+            wipe(&mut self.word);
             self.word_length = 0;
         }
     }
@@ -193,7 +195,7 @@ impl Reader {
     /// Wipes the model's name. No later one takes its place.
     pub(super) fn forget_model(&mut self) {
         if self.model_known {
-            self.model.zeroize();
+            wipe(&mut self.model);
             self.model_length = 0;
         }
     }
@@ -359,7 +361,7 @@ impl Reader {
     #[inline]
     pub(super) fn restart(&mut self) {
         if !self.model_known && self.model_length != 0 {
-            self.model.zeroize();
+            wipe(&mut self.model);
             self.model_length = 0;
         }
         self.document.restart();
@@ -380,8 +382,8 @@ fn what(table: &Table, document: &mut Document, place: Place) -> What {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.model.zeroize();
-        self.document.word.zeroize();
+        wipe(&mut self.model);
+        wipe(&mut self.document.word);
         self.document.numbers.zeroize();
     }
 }

@@ -24,7 +24,7 @@
 //! number. A duplicate key is told twice; the later one counts in JSON, and so whoever listens has to forget what the
 //! earlier one said when it hears of a place again.
 
-use zeroize::Zeroize;
+use crate::hygiene::wipe::wipe;
 
 use super::scan;
 
@@ -889,7 +889,7 @@ impl Walker {
     }
 
     fn clear_token(&mut self) {
-        self.token.zeroize();
+        wipe(&mut self.token);
         self.filled = 0;
         self.lent = false;
         self.hex = 0;
