@@ -129,6 +129,12 @@ impl Wire {
         Poll::Ready(Ok(true))
     }
 
+    /// Reads on and keeps nothing; how much that was, zero at the peer's end.
+    pub(crate) fn poll_away(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        drop(self.take_unread());
+        self.transport.poll_block(cx).map_ok(|block| block.len())
+    }
+
     /// Reads the next head, of at most `bytes_max` bytes.
     ///
     /// # Errors
@@ -208,10 +214,16 @@ impl Wire {
     /// Writes what is gathered. `Ready` when the transport has taken all of it.
     pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let written = {
+            let transport = Pin::new(&mut self.transport);
+            // Nearly always a single piece.
+            let written = if self.out.pieces.len() < 2 {
+                let mut slices = [IoSlice::new(&[]); 4];
+                let count = self.out.slices(&mut slices);
+                ready!(transport.poll_write_vectored(cx, &slices[..count]))?
+            } else {
                 let mut slices = [IoSlice::new(&[]); 3 * PIECES_MAX + 1];
                 let count = self.out.slices(&mut slices);
-                ready!(Pin::new(&mut self.transport).poll_write_vectored(cx, &slices[..count]))?
+                ready!(transport.poll_write_vectored(cx, &slices[..count]))?
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -325,7 +337,7 @@ impl Out {
         self.pieces.push_back(piece);
     }
 
-    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; 3 * PIECES_MAX + 1]) -> usize {
+    fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
         let mut add = |bytes: &'a [u8]| {
             if !bytes.is_empty() {

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
 use std::task::Poll;
+use std::time::Duration;
 
 use http::Extensions;
 use http::Method;
@@ -34,6 +35,8 @@ pub(super) struct Client {
     served: Rc<h1::Served>,
     /// No more requests are taken.
     closing: Cell<bool>,
+    /// The connection was ended by us, whatever the client still sends.
+    ended: Cell<bool>,
     head_bytes_max: usize,
     fields_max: usize,
 }
@@ -66,6 +69,7 @@ impl Client {
         Self {
             served: h1::Served::new(transport),
             closing: Cell::new(false),
+            ended: Cell::new(false),
             head_bytes_max: limits.head_bytes,
             fields_max: limits.head_fields,
         }
@@ -99,12 +103,35 @@ impl Client {
             };
             match self.exchange(head, &service).await {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    self.ended.set(self.served.body_is_read());
+                    break;
+                }
                 Err(Gone) => return Ended::Fine,
             }
         }
         let _ = std::future::poll_fn(|cx| self.wire(|wire| wire.poll_shutdown(cx))).await;
         Ended::Fine
+    }
+
+    /// Reads away for a moment what a client sends behind the end that we have said: with bytes unread, a socket's closing
+    /// resets the connection, and takes the answer from a client that has not read it yet (RFC 9112 section 9.6).
+    pub(super) async fn linger(&self) {
+        if !self.ended.get() {
+            return;
+        }
+        let mut left = LINGER_BYTES;
+        let away = std::future::poll_fn(|cx| {
+            while left > 0 {
+                match self.served.with_wire(|wire| wire.poll_away(cx)) {
+                    Some(Poll::Ready(Ok(read @ 1..))) => left = left.saturating_sub(read),
+                    Some(Poll::Pending) => return Poll::Pending,
+                    Some(Poll::Ready(_)) | None => break,
+                }
+            }
+            Poll::Ready(())
+        });
+        let _ = tokio::time::timeout(LINGER_TIME, away).await;
     }
 
     /// `None`: no more requests are wanted, and none has begun.
@@ -264,8 +291,13 @@ impl Client {
             out.extend_from_slice(b"\r\n");
         });
         let _ = std::future::poll_fn(|cx| self.wire(|wire| wire.poll_shutdown(cx))).await;
+        self.ended.set(true);
     }
 }
+
+/// The most that is read behind the end of a connection, and how long. A client that has read its answer closes at once.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
 
 fn wants_trailers(headers: &Fields) -> bool {
     let values = headers.get_all(name::TE).filter_map(|value| value.to_str().ok());

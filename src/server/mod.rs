@@ -176,6 +176,7 @@ impl Server {
                 let client = h1::Client::new(transport, &limits);
                 let serving = std::pin::pin!(client.serve(service));
                 guards.run(serving, |_| client.close()).await;
+                client.linger().await;
             }
             Protocol::H2 => {
                 let list_bytes_max = 2 * H2_HEAD_SLACK * limits.head_bytes;
