@@ -23,6 +23,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use std::time::Instant;
 
+use bytes::BytesMut;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Request;
@@ -188,25 +189,64 @@ impl Waiting {
     }
 }
 
-/// A stand-in's text: what it starts with tells it from a value that h2 reads.
-fn text_of(id: u32, place: usize) -> String {
-    format!("~{id:x}.{place}")
+/// A stand-in's text: `~` tells it from a value that h2 reads; the head's number and the value's place follow.
+struct Text {
+    bytes: [u8; TEXT_BYTES_MAX],
+    len: usize,
+}
+
+/// Two signs in front, one between, and the digits of both numbers.
+const TEXT_BYTES_MAX: usize = 3 + 8 + 16;
+
+impl Text {
+    fn new() -> Self {
+        Self { bytes: [0; TEXT_BYTES_MAX], len: 0 }
+    }
+
+    fn push(mut self, byte: u8) -> Self {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+        self
+    }
+
+    fn hex(mut self, number: usize) -> Self {
+        let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
+        for digit in (0..digits).rev() {
+            self = self.push(b"0123456789abcdef"[number >> (4 * digit) & 0xf]);
+        }
+        self
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+fn text_of(id: u32, place: usize) -> Text {
+    Text::new().push(b'~').hex(id as usize).push(b'.').hex(place)
 }
 
 /// The other way round.
 fn parse(text: &[u8]) -> Option<(u32, usize)> {
-    let text = std::str::from_utf8(text.strip_prefix(b"~")?).ok()?;
-    let (id, place) = text.split_once('.')?;
-    Some((u32::from_str_radix(id, 16).ok()?, place.parse().ok()?))
+    let text = text.strip_prefix(b"~")?;
+    let dot = text.iter().position(|byte| *byte == b'.')?;
+    Some((u32::try_from(number(&text[..dot])?).ok()?, number(&text[dot + 1..])?))
 }
 
-fn path_of(id: u32) -> String {
-    format!("/~{id:x}")
+fn path_of(id: u32) -> Text {
+    Text::new().push(b'/').push(b'~').hex(id as usize)
 }
 
 fn parse_path(text: &[u8]) -> Option<u32> {
-    let text = std::str::from_utf8(text.strip_prefix(b"/~")?).ok()?;
-    u32::from_str_radix(text, 16).ok()
+    u32::try_from(number(text.strip_prefix(b"/~")?)?).ok()
+}
+
+/// Of at most eight hexadecimal digits.
+fn number(digits: &[u8]) -> Option<usize> {
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    digits.iter().try_fold(0, |number, digit| Some(number << 4 | char::from(*digit).to_digit(16)? as usize))
 }
 
 /// One connection's values, between the transport and hyper's messages. Shared by the two; one thread.
@@ -263,7 +303,7 @@ impl StandIns {
         let mut departing = self.0.departing.borrow_mut();
         let mut entry = departing.open();
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        if let Ok(path) = PathAndQuery::try_from(path_of(entry.id)) {
+        if let Ok(path) = PathAndQuery::try_from(path_of(entry.id).as_bytes()) {
             entry.path = parts.path_and_query.replace(path);
         }
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
@@ -314,8 +354,10 @@ impl Drop for Departure {
 
 fn restore(arrived: &mut Waiting, headers: &mut HeaderMap, mut id: Option<u32>) -> bool {
     let mut all = true;
-    for value in headers.values_mut() {
-        let Some((of, place)) = parse(value.as_bytes()) else { continue };
+    for (name, value) in headers.iter_mut() {
+        let Some((of, place)) = parse(value.as_bytes()).filter(|_| !h2_reads(name.as_str().as_bytes())) else {
+            continue;
+        };
         id = id.or(Some(of));
         match arrived.get(of).and_then(|entry| entry.values.get(place)) {
             Some(original) => *value = original.clone(),
@@ -329,16 +371,21 @@ fn restore(arrived: &mut Waiting, headers: &mut HeaderMap, mut id: Option<u32>) 
 }
 
 fn replace(entry: &mut Entry, headers: &mut HeaderMap) {
+    let mut texts = BytesMut::with_capacity(headers.len() * TEXT_BYTES);
     for (name, value) in headers.iter_mut() {
         if h2_reads(name.as_str().as_bytes()) {
             continue;
         }
-        let Ok(mut stand_in) = HeaderValue::try_from(text_of(entry.id, entry.values.len())) else { continue };
+        texts.extend_from_slice(text_of(entry.id, entry.values.len()).as_bytes());
+        let Ok(mut stand_in) = HeaderValue::from_maybe_shared(texts.split().freeze()) else { continue };
         // Sensitive ones are in no table (RFC 7541 section 7.1.3).
         stand_in.set_sensitive(true);
         entry.values.push(std::mem::replace(value, stand_in));
     }
 }
+
+/// Enough for most stand-ins' texts.
+const TEXT_BYTES: usize = 12;
 
 /// Between an h2 connection and its transport.
 pub(crate) struct Rewriter {
@@ -598,7 +645,7 @@ mod tests {
                 place = end;
                 if place == head {
                     let mut request = Request::new(());
-                    *request.uri_mut() = path_of(1).parse().expect("a path");
+                    *request.uri_mut() = http::Uri::try_from(path_of(1).as_bytes()).expect("a path");
                     assert!(stand_ins.restore_request(&mut request));
                     pad = request.extensions_mut().remove::<Pad>();
                 }
