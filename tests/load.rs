@@ -32,7 +32,7 @@ fn every_row_delivers_every_byte() {
     for row in Row::ALL {
         let name = match row {
             Row::MemoryH1 | Row::MemoryH2 | Row::SlowReaders => "PSS",
-            Row::LatencyFew | Row::LatencyMany => "event p99",
+            Row::LatencyFew | Row::LatencyMany | Row::LatencyHalf => "event p99",
             _ => "",
         };
         let figure = report.figure(row, name, Kind::Nullhop).unwrap_or_else(|| panic!("{} is missing", row.name()));

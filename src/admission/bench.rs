@@ -8,7 +8,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderValue;
-use http::header;
 
 use super::Admission;
 use super::Asked;
@@ -26,6 +25,7 @@ use crate::keys::Record;
 use crate::keys::Track;
 use crate::message::Fields;
 use crate::message::bench::Head;
+use crate::message::name;
 use crate::provider::Dialect;
 use crate::provider::Operation;
 use crate::provider::Provider;
@@ -79,7 +79,7 @@ impl Bench {
                 });
                 let mut head = Fields::default();
                 let value = HeaderValue::from_str(&format!("Bearer {}", &**text)).expect("a value");
-                head.insert(header::AUTHORIZATION, value);
+                head.insert(name::AUTHORIZATION, value);
                 heads.push(head);
             }
         })
@@ -106,7 +106,7 @@ impl Bench {
 
     /// Brings the head of a place near, as a request's is that has just been read.
     pub fn touch(&self, place: usize) {
-        let value = self.heads[place % self.heads.len()].get(header::AUTHORIZATION);
+        let value = self.heads[place % self.heads.len()].get(name::AUTHORIZATION);
         std::hint::black_box(
             value.map(|value| value.as_bytes().iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))),
         );
@@ -114,7 +114,7 @@ impl Bench {
 
     /// Looks the key of a place up.
     pub fn look_up(&self, place: usize) -> bool {
-        let value = self.heads[place % self.heads.len()].get(header::AUTHORIZATION);
+        let value = self.heads[place % self.heads.len()].get(name::AUTHORIZATION);
         let found = self.keys.as_ref().zip(value).map(|(keys, value)| keys.find(&value.as_bytes()[7..], 0).is_ok());
         found.unwrap_or_default()
     }

@@ -68,11 +68,13 @@ pub enum Row {
     LatencyFew,
     /// Latencies with many streams open, and no more events.
     LatencyMany,
+    /// Latencies while a proxy is busy for about half of its time.
+    LatencyHalf,
 }
 
 impl Row {
     /// All, in the table's order.
-    pub const ALL: [Row; 16] = [
+    pub const ALL: [Row; 17] = [
         Row::SsePaced,
         Row::SseGrouped,
         Row::SseUnpaced,
@@ -89,6 +91,7 @@ impl Row {
         Row::SlowReaders,
         Row::LatencyFew,
         Row::LatencyMany,
+        Row::LatencyHalf,
     ];
 
     /// As the command line calls it.
@@ -110,6 +113,7 @@ impl Row {
             Row::SlowReaders => "slow-readers",
             Row::LatencyFew => "latency-few",
             Row::LatencyMany => "latency-many",
+            Row::LatencyHalf => "latency-half",
         }
     }
 
@@ -133,12 +137,13 @@ impl Row {
             Row::SlowReaders => format!("memory, {} stalled readers", scale.slow),
             Row::LatencyFew => format!("latency, {} streams", scale.few),
             Row::LatencyMany => format!("latency, {} streams", scale.many),
+            Row::LatencyHalf => format!("latency, half load, {} streams", scale.half),
         }
     }
 
     /// Whether its figures are differences to those without a proxy.
     pub fn needs_direct(self) -> bool {
-        matches!(self, Row::LatencyFew | Row::LatencyMany)
+        matches!(self, Row::LatencyFew | Row::LatencyMany | Row::LatencyHalf)
     }
 }
 
@@ -185,6 +190,10 @@ pub struct Scale {
     pub few: usize,
     /// Events a second, of all streams together, while latencies are measured.
     pub rate: u64,
+    /// Streams at half load.
+    pub half: usize,
+    /// Events a second at half load.
+    pub half_rate: u64,
     /// Clients that do not read.
     pub slow: usize,
     /// What they were to read.
@@ -211,6 +220,8 @@ impl Scale {
             many: 5_000,
             few: 100,
             rate: 10_000,
+            half: 250,
+            half_rate: 25_000,
             slow: 200,
             slow_bytes: 8_000_000,
         }
@@ -234,6 +245,8 @@ impl Scale {
             many: 60,
             few: 10,
             rate: 1_000,
+            half: 10,
+            half_rate: 1_000,
             slow: 5,
             slow_bytes: 3_000_000,
             ..Scale::full()
@@ -476,8 +489,9 @@ impl Work<'_> {
             Row::MemoryH1 => self.idle(false).await,
             Row::MemoryH2 => self.idle(true).await,
             Row::SlowReaders => self.slow_readers().await,
-            Row::LatencyFew => self.latency(scale.few, base).await,
-            Row::LatencyMany => self.latency(scale.many, base).await,
+            Row::LatencyFew => self.latency(scale.few, scale.rate, base).await,
+            Row::LatencyMany => self.latency(scale.many, scale.rate, base).await,
+            Row::LatencyHalf => self.latency(scale.half, scale.half_rate, base).await,
         }
     }
 
@@ -717,9 +731,9 @@ impl Work<'_> {
         ])
     }
 
-    /// Events at a steady rate over `count` streams, and requests in between.
-    async fn latency(&self, count: usize, base: Option<&[Measure]>) -> Result<Vec<Measure>, BoxError> {
-        let period = Duration::from_secs(count as u64) / self.scale.rate as u32;
+    /// Events at a steady `rate`, so many a second over `count` streams, and requests in between.
+    async fn latency(&self, count: usize, rate: u64, base: Option<&[Measure]>) -> Result<Vec<Measure>, BoxError> {
+        let period = Duration::from_secs(count as u64) / rate as u32;
         let mut tasks = self.open(false, count, period, 1).await?;
         let mut probes = Tasks::new();
         for place in 0..PROBES {
