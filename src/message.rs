@@ -306,6 +306,9 @@ impl Fields {
         }
         let Some(place) = self.list.iter().position(|field| field.name == name) else { return self.push(name, value) };
         self.list[place].value = value;
+        if self.list[place + 1..].iter().all(|field| field.name != name) {
+            return;
+        }
         let mut index = 0;
         self.list.retain(|field| {
             index += 1;
@@ -344,8 +347,8 @@ impl Fields {
     }
 
     /// Their names, each as often as it stands there.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &HeaderName> {
-        self.list.iter().map(|field| field.name.header())
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&HeaderName, Known)> {
+        self.list.iter().map(|field| (field.name.header(), field.name.known()))
     }
 
     /// Whether there is none.
@@ -420,7 +423,8 @@ impl std::ops::Index<&str> for Fields {
 const ROOM: usize = 8;
 
 impl Known {
-    const NOT: Self = Self(u8::MAX);
+    /// Not one of them.
+    pub(crate) const NOT: Self = Self(u8::MAX);
 
     /// Of a name in any case.
     fn find(name: &[u8]) -> Self {
@@ -429,7 +433,10 @@ impl Known {
             let place = INDEX[slot];
             match TEXTS.get(usize::from(place)) {
                 None => return Self::NOT,
-                Some(known) if known.as_bytes().eq_ignore_ascii_case(name) => return Self(place),
+                // Most are written in lower case already, which is seen sooner.
+                Some(known) if known.as_bytes() == name || known.as_bytes().eq_ignore_ascii_case(name) => {
+                    return Self(place);
+                }
                 Some(_) => slot = (slot + 1) % SLOTS,
             }
         }
@@ -507,17 +514,19 @@ static OWN_BLOCK: [HeaderName; 9] = [
 const SLOTS: usize = 512;
 
 /// Where names stand in [`KNOWN`], by [`slot_of`] and what follows.
-static INDEX: LazyLock<[u8; SLOTS]> = LazyLock::new(|| {
+static INDEX: [u8; SLOTS] = {
     let mut index = [u8::MAX; SLOTS];
-    for (place, name) in TEXTS.iter().enumerate() {
-        let mut slot = slot_of(name.as_bytes());
+    let mut place = 0;
+    while place < TEXTS.len() {
+        let mut slot = slot_of(TEXTS[place].as_bytes());
         while index[slot] != u8::MAX {
             slot = (slot + 1) % SLOTS;
         }
         index[slot] = place as u8;
+        place += 1;
     }
     index
-});
+};
 
 const fn same(one: &[u8], other: &[u8]) -> bool {
     let mut place = 0;
@@ -528,14 +537,18 @@ const fn same(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// Spreads names by their length and some of their letters, in any case.
-fn slot_of(name: &[u8]) -> usize {
+const fn slot_of(name: &[u8]) -> usize {
     let len = name.len();
-    let at = |place: usize| usize::from(name.get(place).copied().unwrap_or_default() | 0x20);
+    if len == 0 {
+        return 0;
+    }
+    let fourth = if len < 4 { 0 } else { name[len - 4] };
+    let letters = [name[0], name[len / 2], name[len - 1], fourth];
     let mixed = len.wrapping_mul(37)
-        ^ at(0).wrapping_mul(3)
-        ^ at(len / 2).wrapping_mul(11)
-        ^ at(len.wrapping_sub(1)).wrapping_mul(23);
-    (mixed ^ at(len.wrapping_sub(4)).wrapping_mul(61)) % SLOTS
+        ^ ((letters[0] | 0x20) as usize).wrapping_mul(3)
+        ^ ((letters[1] | 0x20) as usize).wrapping_mul(11)
+        ^ ((letters[2] | 0x20) as usize).wrapping_mul(23);
+    (mixed ^ ((letters[3] | 0x20) as usize).wrapping_mul(61)) % SLOTS
 }
 
 macro_rules! known {

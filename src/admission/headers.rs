@@ -357,7 +357,7 @@ mod tests {
                 ("anthropic-ratelimit-", if dialect == Dialect::Anthropic { 9 } else { 0 }),
             ];
             for (family, count) in families {
-                assert_eq!(headers.keys().filter(|name| name.as_str().starts_with(family)).count(), count);
+                assert_eq!(headers.names().filter(|(name, _)| name.as_str().starts_with(family)).count(), count);
             }
         }
     }
