@@ -16,8 +16,6 @@ use std::time::Instant;
 
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
-use rustix::net::RecvFlags;
-use rustix::net::SendFlags;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::Interest;
@@ -85,25 +83,6 @@ impl Socket {
 const UNSENT_BYTES_MAX: u32 = 64 << 10;
 
 impl Shared {
-    /// One read of at most `room`; none at all where nothing has come since the last one found the end of what there was.
-    ///
-    /// Straight to the kernel, as [`write_with`]: the C library would make each of these calls a place where threads can be
-    /// cancelled, which costs two atomic operations.
-    fn read(&self, room: &mut [u8]) -> io::Result<usize> {
-        let mut all = None;
-        let result = self.stream.try_io(Interest::READABLE, || {
-            let read = rustix::net::recv(&self.stream, &mut *room, RecvFlags::empty())?.0;
-            if 0 < read && read < room.len() {
-                // That was all there is, so the next read would only be told to wait (epoll(7), edge-triggered), as if this one
-                // had been. What comes, the end too, is reported anew.
-                all = Some(read);
-                return Err(io::Error::from(io::ErrorKind::WouldBlock));
-            }
-            Ok(read)
-        });
-        all.map_or(result, Ok)
-    }
-
     fn millis(&self) -> u64 {
         u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
@@ -186,9 +165,16 @@ impl AsyncRead for Socket {
                     return Poll::Pending;
                 }
             }
-            match shared.read(buffer.initialize_unfilled()) {
+            let room = buffer.remaining();
+            match shared.stream.try_read_buf(buffer) {
                 Ok(read) => {
-                    buffer.advance(read);
+                    if read > 0 && read < room {
+                        // That was all there is, so the next read would only be told to wait (epoll(7), edge-triggered).
+                        // What comes, the end too, is reported anew.
+                        let _ = shared
+                            .stream
+                            .try_io(Interest::READABLE, || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock)));
+                    }
                     if shared.read_armed.load(Relaxed) {
                         shared.read_armed.store(false, Relaxed);
                     }
@@ -264,7 +250,11 @@ impl Socket {
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let ending = self.shared.ending.load(Relaxed);
-        self.poll_write_with(cx, bytes.len(), |stream| write_with(stream, bytes, ending))
+        self.poll_write_with(
+            cx,
+            bytes.len(),
+            |stream| if ending { write_last(stream, bytes) } else { stream.try_write(bytes) },
+        )
     }
 
     fn poll_write_vectored(
@@ -294,10 +284,10 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// One write. `ending`: the bytes stay with the kernel until the end of the connection is said, a moment later; then one
-/// packet carries both. It would send them by itself after 200 ms: `MSG_MORE` in send(2).
-fn write_with(stream: &TcpStream, bytes: &[u8], ending: bool) -> io::Result<usize> {
-    let flags = if ending { SendFlags::MORE | SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL };
+/// Leaves the bytes with the kernel until the end of the connection is said, a moment later; then one packet carries
+/// both. It would send them by itself after 200 ms: `MSG_MORE` in send(2).
+fn write_last(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = rustix::net::SendFlags::MORE | rustix::net::SendFlags::NOSIGNAL;
     stream.try_io(Interest::WRITABLE, || rustix::net::send(stream, bytes, flags).map_err(io::Error::from))
 }
 

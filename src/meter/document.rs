@@ -18,8 +18,6 @@ use super::table::Table;
 use super::table::What;
 use super::totals::Totals;
 
-use crate::hygiene::wipe::wipe;
-
 /// Figures above this are no figures.
 pub(super) const FIGURE_MAX: u32 = 100_000_000;
 
@@ -158,7 +156,7 @@ impl Document {
     #[inline]
     pub(super) fn clear_word(&mut self) {
         if self.word_length != 0 {
-            wipe(&mut self.word);
+            self.word.zeroize();
             self.word_length = 0;
         }
     }
@@ -195,7 +193,7 @@ impl Reader {
     /// Wipes the model's name. No later one takes its place.
     pub(super) fn forget_model(&mut self) {
         if self.model_known {
-            wipe(&mut self.model);
+            self.model.zeroize();
             self.model_length = 0;
         }
     }
@@ -361,7 +359,7 @@ impl Reader {
     #[inline]
     pub(super) fn restart(&mut self) {
         if !self.model_known && self.model_length != 0 {
-            wipe(&mut self.model);
+            self.model.zeroize();
             self.model_length = 0;
         }
         self.document.restart();
@@ -382,8 +380,8 @@ fn what(table: &Table, document: &mut Document, place: Place) -> What {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        wipe(&mut self.model);
-        wipe(&mut self.document.word);
+        self.model.zeroize();
+        self.document.word.zeroize();
         self.document.numbers.zeroize();
     }
 }

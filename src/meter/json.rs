@@ -24,7 +24,7 @@
 //! number. A duplicate key is told twice; the later one counts in JSON, and so whoever listens has to forget what the
 //! earlier one said when it hears of a place again.
 
-use crate::hygiene::wipe::wipe;
+use zeroize::Zeroize;
 
 use super::scan;
 
@@ -889,7 +889,7 @@ impl Walker {
     }
 
     fn clear_token(&mut self) {
-        wipe(&mut self.token);
+        self.token.zeroize();
         self.filled = 0;
         self.lent = false;
         self.hex = 0;

@@ -107,8 +107,8 @@ impl Key {
     /// RFC 8446 section 5.3. For 1.2 with GCM the same is a choice of the sender's, and unique likewise.
     fn nonce(&self, number: u64) -> [u8; NONCE_LEN] {
         let mut nonce = self.iv;
-        if let Some(tail) = nonce.last_chunk_mut::<8>() {
-            *tail = (u64::from_be_bytes(*tail) ^ number).to_be_bytes();
+        for (byte, part) in nonce[NONCE_LEN - 8..].iter_mut().zip(number.to_be_bytes()) {
+            *byte ^= part;
         }
         nonce
     }
