@@ -1,6 +1,7 @@
 //! The load test in small: each row once, against this build, for correctness alone. Times are not judged here;
 //! `docs/performance.md` says how that is done.
 
+use std::path::Path;
 use std::path::PathBuf;
 
 use nullhop_loadtests::load::Options;
@@ -63,4 +64,18 @@ fn a_proxy_that_does_not_listen_is_a_fault() {
     options.programs.nullhop = PathBuf::from("/bin/true");
     let report = run(&options, &|_| ()).expect("the load test runs");
     assert!(report.faults[0].contains("does not listen"), "{:?}", report.faults);
+}
+
+/// `deploy/pgo/build.sh` is a script that a shell can read, and the rows that it runs are there.
+#[test]
+fn the_profile_guided_build_runs_rows_that_exist() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pgo/build.sh");
+    let read = std::process::Command::new("sh").arg("-n").arg(&script).status().expect("a shell");
+    assert!(read.success());
+    let text = std::fs::read_to_string(script).expect("the script");
+    let rows = text.lines().find_map(|line| line.strip_prefix("rows=")).expect("its rows");
+    assert!(rows.split(',').count() > 5);
+    for row in rows.split(',') {
+        assert!(row.parse::<Row>().is_ok(), "{row}");
+    }
 }
