@@ -3,8 +3,6 @@
 //! A head's fields are a list here and no map. A proxy looks for some of them, takes some off and writes the rest: going
 //! through twenty of them costs less than one hash of a name, and the order in which they came stays.
 
-use std::sync::LazyLock;
-
 use bytes::BytesMut;
 use http::Extensions;
 use http::HeaderMap;
@@ -14,7 +12,8 @@ use http::Method;
 use http::StatusCode;
 use http::Uri;
 use http::Version;
-use http::header;
+
+use crate::hygiene::wipe::wipe;
 
 /// A request: its head and its body.
 pub(crate) struct Request<B> {
@@ -144,25 +143,37 @@ impl<B> Response<B> {
 }
 
 /// The fields of a head, in the order in which they came. Names are in lower case, and one may stand more than once.
+///
+/// All texts stand in one block, which is cleared when the head goes; what shows who somebody is is cleared as soon as it is
+/// taken off.
 #[derive(Clone, Default)]
 pub(crate) struct Fields {
     list: Vec<Field>,
     names: Names,
+    texts: Vec<u8>,
 }
 
-#[derive(Clone)]
+/// Where a field's texts stand in [`Fields::texts`].
+#[derive(Clone, Copy)]
 struct Field {
-    name: FieldName,
-    value: HeaderValue,
+    known: Known,
+    /// HPACK must not index it.
+    sensitive: bool,
+    /// Of a name that is not known.
+    name: Span,
+    value: Span,
 }
 
-/// A field's name.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) enum FieldName {
-    Known(Known),
-    /// One that is not among [`KNOWN`].
-    Other(HeaderName),
+/// A part of a block. Heads are far shorter than 4 GiB.
+#[derive(Clone, Copy, Default)]
+struct Span {
+    at: u32,
+    len: u32,
 }
+
+/// A field's value: no control characters but tabs (RFC 9110 section 5.5).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Value<'f>(&'f [u8]);
 
 /// Whether a name is one of [`KNOWN`], and which.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -171,79 +182,76 @@ pub(crate) struct Known(u8);
 /// The names that may stand in a list: all that do, and perhaps some that were taken off. Most of what is looked for in a
 /// head is not there.
 #[derive(Clone, Copy, Default)]
-struct Names([u64; 4]);
+pub(crate) struct Names([u64; 4]);
 
-/// What a field is looked for by.
+/// What a field is looked for by; text in lower case.
 pub(crate) trait Name {
     fn known(&self) -> Known;
 
-    /// Of two names that are both not known.
-    fn is(&self, name: &HeaderName) -> bool;
+    fn text(&self) -> &str;
 }
+
+/// What a field can be named: a token (RFC 9110 section 5.6.2) in lower case.
+pub(crate) trait FieldName: Name {}
 
 impl Name for Known {
     fn known(&self) -> Known {
         *self
     }
 
-    fn is(&self, _name: &HeaderName) -> bool {
-        false
+    fn text(&self) -> &str {
+        TEXTS.get(usize::from(self.0)).copied().unwrap_or_default()
     }
 }
 
-impl Name for &HeaderName {
+impl FieldName for Known {}
+
+impl Name for HeaderName {
     fn known(&self) -> Known {
         Known::find(self.as_str().as_bytes())
     }
 
-    fn is(&self, name: &HeaderName) -> bool {
-        *self == name
+    fn text(&self) -> &str {
+        self.as_str()
     }
 }
 
-/// In lower case.
+impl FieldName for HeaderName {}
+
+impl Name for &HeaderName {
+    fn known(&self) -> Known {
+        (*self).known()
+    }
+
+    fn text(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl FieldName for &HeaderName {}
+
 impl Name for &str {
     fn known(&self) -> Known {
         Known::find(self.as_bytes())
     }
 
-    fn is(&self, name: &HeaderName) -> bool {
-        name.as_str() == *self
-    }
-}
-
-impl FieldName {
-    fn known(&self) -> Known {
-        match self {
-            Self::Known(known) => *known,
-            Self::Other(_) => Known::NOT,
-        }
-    }
-
-    fn header(&self) -> &HeaderName {
-        match self {
-            Self::Known(known) => &KNOWN[usize::from(known.0)],
-            Self::Other(name) => name,
-        }
-    }
-}
-
-impl From<Known> for FieldName {
-    fn from(known: Known) -> Self {
-        Self::Known(known)
-    }
-}
-
-impl From<HeaderName> for FieldName {
-    fn from(name: HeaderName) -> Self {
-        match Known::find(name.as_str().as_bytes()) {
-            Known::NOT => Self::Other(name),
-            known => Self::Known(known),
-        }
+    fn text(&self) -> &str {
+        self
     }
 }
 
 impl Names {
+    /// With these in it.
+    pub(crate) const fn of(known: &[Known]) -> Self {
+        let (mut names, mut place) = (Self([0; 4]), 0);
+        while place < known.len() {
+            let known = known[place].0;
+            names.0[(known / 64) as usize] |= 1 << (known % 64);
+            place += 1;
+        }
+        names
+    }
+
     fn add(&mut self, known: Known) {
         self.0[usize::from(known.0 / 64)] |= 1 << (known.0 % 64);
     }
@@ -253,10 +261,97 @@ impl Names {
     }
 }
 
+impl<'f> Value<'f> {
+    /// Written here. Where it makes a constant, anything else does not compile.
+    pub(crate) const fn of(text: &'static str) -> Value<'static> {
+        let mut place = 0;
+        while place < text.len() {
+            assert!(may_stand(text.as_bytes()[place]), "a control character");
+            place += 1;
+        }
+        Value(text.as_bytes())
+    }
+
+    /// `None`: it has a control character.
+    pub(crate) fn new(bytes: &'f [u8]) -> Option<Self> {
+        bytes.iter().all(|byte| may_stand(*byte)).then_some(Self(bytes))
+    }
+
+    pub(crate) fn as_bytes(self) -> &'f [u8] {
+        self.0
+    }
+
+    /// `None`: there is more in it than ASCII.
+    pub(crate) fn text(self) -> Option<&'f str> {
+        std::str::from_utf8(self.0).ok().filter(|text| text.is_ascii())
+    }
+
+    /// For longer than its head lives.
+    pub(crate) fn kept(self) -> Option<HeaderValue> {
+        HeaderValue::from_bytes(self.0).ok()
+    }
+}
+
+impl<'f> From<&'f HeaderValue> for Value<'f> {
+    fn from(value: &'f HeaderValue) -> Self {
+        Self(value.as_bytes())
+    }
+}
+
+impl PartialEq<&str> for Value<'_> {
+    fn eq(&self, text: &&str) -> bool {
+        self.0 == text.as_bytes()
+    }
+}
+
+/// RFC 9110 section 5.5, and what is beyond ASCII.
+const fn may_stand(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f || byte == b'\t'
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+impl Span {
+    fn of(self, texts: &[u8]) -> &[u8] {
+        &texts[self.at as usize..][..self.len as usize]
+    }
+}
+
+impl Field {
+    fn name(self, texts: &[u8]) -> &str {
+        match TEXTS.get(usize::from(self.known.0)) {
+            Some(name) => name,
+            // Names are ASCII.
+            None => std::str::from_utf8(self.name.of(texts)).unwrap_or_default(),
+        }
+    }
+
+    fn value(self, texts: &[u8]) -> Value<'_> {
+        Value(self.value.of(texts))
+    }
+
+    /// Whether it has `name`, which is `known`.
+    fn has(self, known: Known, name: &impl Name, texts: &[u8]) -> bool {
+        self.known == known && (known != Known::NOT || self.name.of(texts) == name.text().as_bytes())
+    }
+
+    /// Clears what shows who somebody is; it is taken off long before the others go.
+    fn leave(self, texts: &mut [u8]) {
+        if self.sensitive || SECRET.have(self.known) {
+            wipe(&mut texts[self.value.at as usize..][..self.value.len as usize]);
+        }
+    }
+}
+
 impl Fields {
-    /// Without any, and with room for so many.
-    pub(crate) fn with_capacity(fields: usize) -> Self {
-        Self { list: Vec::with_capacity(fields), names: Names::default() }
+    /// Without any, and with room for so many of so many bytes, and for some that are put to them.
+    fn room_for(fields: usize, bytes: usize) -> Self {
+        debug_assert!(u32::try_from(bytes).is_ok(), "a head is shorter");
+        let (list, texts) = (Vec::with_capacity(fields + ROOM), Vec::with_capacity(bytes + ROOM_BYTES));
+        Self { list, texts, names: Names::default() }
     }
 
     /// How many there are.
@@ -264,55 +359,81 @@ impl Fields {
         self.list.len()
     }
 
-    /// Fields as they were read, with room for some that are put to them. `None`: a name or a value is none (RFC 9110
-    /// sections 5.1 and 5.5).
-    ///
-    /// Values share a block, which is cleared when the last of them goes; credentials have one of their own, since they are
-    /// taken off long before the others go.
+    /// Fields as a parser found them in a head: it has looked at the bytes of their values (RFC 9110 section 5.5). `None`: a
+    /// name is none (section 5.1).
     pub(crate) fn read<'b>(pairs: impl ExactSizeIterator<Item = (&'b [u8], &'b [u8])> + Clone) -> Option<Self> {
-        let mut fields = Self::with_capacity(pairs.len() + ROOM);
-        let mut block = BytesMut::with_capacity(pairs.clone().map(|(_, value)| value.len()).sum());
+        let bytes = pairs.clone().map(|(name, value)| name.len() + value.len()).sum();
+        let mut fields = Self::room_for(pairs.len(), bytes);
         for (name, value) in pairs {
-            let (name, shares) = match Known::find(name) {
-                Known::NOT => (FieldName::Other(HeaderName::from_bytes(name).ok()?), false),
-                known => (FieldName::Known(known), known.of(&SHARES).copied().unwrap_or_default()),
-            };
-            let value = if shares {
-                block.extend_from_slice(value);
-                HeaderValue::from_maybe_shared(block.split().freeze()).ok()?
-            } else {
-                HeaderValue::from_bytes(value).ok()?
-            };
-            fields.push(name, value);
+            debug_assert!(Value::new(value).is_some(), "a value");
+            let known = Known::find(name);
+            if known == Known::NOT && (name.is_empty() || !name.iter().all(|byte| is_token(*byte))) {
+                return None;
+            }
+            fields.push(known, name, Value(value), false);
         }
         Some(fields)
     }
 
-    fn push(&mut self, name: FieldName, value: HeaderValue) {
-        self.names.add(name.known());
-        self.list.push(Field { name, value });
+    fn push(&mut self, known: Known, name: &[u8], value: Value<'_>, sensitive: bool) {
+        let name = if known == Known::NOT {
+            let span = self.put(name);
+            self.texts[span.at as usize..].make_ascii_lowercase();
+            span
+        } else {
+            Span::default()
+        };
+        let value = self.put(value.0);
+        self.names.add(known);
+        self.list.push(Field { known, sensitive, name, value });
+    }
+
+    fn put(&mut self, text: &[u8]) -> Span {
+        let span = Span { at: self.texts.len() as u32, len: text.len() as u32 };
+        self.texts.extend_from_slice(text);
+        span
     }
 
     /// Adds one behind all others.
-    pub(crate) fn append(&mut self, name: impl Into<FieldName>, value: HeaderValue) {
-        self.push(name.into(), value);
+    pub(crate) fn append<'v>(&mut self, name: impl FieldName, value: impl Into<Value<'v>>) {
+        self.push(name.known(), name.text().as_bytes(), value.into(), false);
     }
 
     /// Puts one in the place of the first that has its name, and takes the others off; behind all others if none has.
-    pub(crate) fn insert(&mut self, name: impl Into<FieldName>, value: HeaderValue) {
-        let name = name.into();
-        if !self.names.have(name.known()) {
-            return self.push(name, value);
+    pub(crate) fn insert<'v>(&mut self, name: impl FieldName, value: impl Into<Value<'v>>) {
+        self.set(&name, value.into(), false);
+    }
+
+    /// The same for a value that HPACK must not index.
+    pub(crate) fn insert_sensitive<'v>(&mut self, name: impl FieldName, value: impl Into<Value<'v>>) {
+        self.set(&name, value.into(), true);
+    }
+
+    fn set(&mut self, name: &impl FieldName, value: Value<'_>, sensitive: bool) {
+        let known = name.known();
+        let mut places = 0..self.list.len();
+        let first = places.find(|place| self.names.have(known) && self.list[*place].has(known, name, &self.texts));
+        let Some(first) = first else { return self.push(known, name.text().as_bytes(), value, sensitive) };
+        self.list[first].leave(&mut self.texts);
+        self.list[first].value = self.put(value.0);
+        self.list[first].sensitive = sensitive;
+        if places.any(|place| self.list[place].has(known, name, &self.texts)) {
+            let mut place = 0;
+            self.take_off(|field, texts| {
+                place += 1;
+                place > first + 1 && field.has(known, name, texts)
+            });
         }
-        let Some(place) = self.list.iter().position(|field| field.name == name) else { return self.push(name, value) };
-        self.list[place].value = value;
-        if self.list[place + 1..].iter().all(|field| field.name != name) {
-            return;
-        }
-        let mut index = 0;
+    }
+
+    fn take_off(&mut self, mut goes: impl FnMut(Field, &[u8]) -> bool) {
+        let texts = &mut self.texts;
         self.list.retain(|field| {
-            index += 1;
-            index <= place + 1 || field.name != name
+            let goes = goes(*field, texts);
+            if goes {
+                field.leave(texts);
+            }
+            !goes
         });
     }
 
@@ -320,25 +441,35 @@ impl Fields {
     pub(crate) fn remove(&mut self, name: impl Name) {
         let known = name.known();
         if self.names.have(known) {
-            self.list.retain(|field| !field.has(known, &name));
+            self.take_off(|field, texts| field.has(known, &name, texts));
         }
     }
 
     /// Takes off all that `keeps` does not want.
-    pub(crate) fn retain(&mut self, mut keeps: impl FnMut(&HeaderName, Known) -> bool) {
-        self.list.retain(|field| keeps(field.name.header(), field.name.known()));
+    pub(crate) fn retain(&mut self, mut keeps: impl FnMut(&str, Known) -> bool) {
+        self.take_off(|field, texts| !keeps(field.name(texts), field.known));
+    }
+
+    /// Marks all with one of `names`, and with `apart`: HPACK must not index their values.
+    pub(crate) fn protect(&mut self, names: &Names, apart: Option<&HeaderName>) {
+        let apart = apart.map(|name| (name, name.known()));
+        for field in &mut self.list {
+            field.sensitive |=
+                names.have(field.known) || apart.is_some_and(|(name, known)| field.has(known, &name, &self.texts));
+        }
     }
 
     /// The value of the first with a name.
-    pub(crate) fn get(&self, name: impl Name) -> Option<&HeaderValue> {
+    pub(crate) fn get(&self, name: impl Name) -> Option<Value<'_>> {
         self.get_all(name).next()
     }
 
     /// The values of all with a name.
-    pub(crate) fn get_all<N: Name>(&self, name: N) -> impl Iterator<Item = &HeaderValue> + use<'_, N> {
+    pub(crate) fn get_all<N: Name>(&self, name: N) -> impl Iterator<Item = Value<'_>> + use<'_, N> {
         let known = name.known();
         let list = if self.names.have(known) { &self.list[..] } else { &[] };
-        list.iter().filter(move |field| field.has(known, &name)).map(|field| &field.value)
+        let has = move |field: &&Field| field.has(known, &name, &self.texts);
+        list.iter().filter(has).map(|field| field.value(&self.texts))
     }
 
     /// Whether one has the name.
@@ -347,8 +478,8 @@ impl Fields {
     }
 
     /// Their names, each as often as it stands there.
-    pub(crate) fn names(&self) -> impl Iterator<Item = (&HeaderName, Known)> {
-        self.list.iter().map(|field| (field.name.header(), field.name.known()))
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, Known)> {
+        self.list.iter().map(|field| (field.name(&self.texts), field.known))
     }
 
     /// Whether there is none.
@@ -357,70 +488,71 @@ impl Fields {
     }
 
     /// All of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        self.list.iter().map(|field| (field.name.header(), &field.value))
-    }
-
-    /// All of them, with values that may be changed.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&HeaderName, &mut HeaderValue)> {
-        self.list.iter_mut().map(|field| (field.name.header(), &mut field.value))
-    }
-}
-
-impl Field {
-    /// Whether it has `name`, which is `known`.
-    fn has(&self, known: Known, name: &impl Name) -> bool {
-        match &self.name {
-            FieldName::Known(own) => *own == known,
-            FieldName::Other(own) => known == Known::NOT && name.is(own),
-        }
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
+        self.list.iter().map(|field| (field.name(&self.texts), field.value(&self.texts)))
     }
 }
 
 impl From<HeaderMap> for Fields {
     fn from(map: HeaderMap) -> Self {
-        let mut fields = Self::with_capacity(map.len() + ROOM);
-        let mut last = None;
-        // A name that stands more than once is said once.
-        for (name, value) in map {
-            last = name.map(FieldName::from).or(last);
-            if let Some(name) = &last {
-                fields.push(name.clone(), value);
-            }
+        let bytes = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let mut fields = Self::room_for(map.len(), bytes);
+        for (name, value) in &map {
+            fields.push(name.known(), name.as_str().as_bytes(), value.into(), value.is_sensitive());
         }
         fields
     }
 }
 
+/// Values share a block; what shows who somebody is has one of its own.
 impl From<Fields> for HeaderMap {
     fn from(fields: Fields) -> Self {
         let mut map = Self::with_capacity(fields.len());
-        for Field { name, value } in fields.list {
-            map.append(name.header(), value);
+        let mut block = BytesMut::with_capacity(fields.texts.len());
+        for field in &fields.list {
+            let Value(bytes) = field.value(&fields.texts);
+            let value = if field.sensitive || SECRET.have(field.known) {
+                HeaderValue::from_bytes(bytes)
+            } else {
+                block.extend_from_slice(bytes);
+                HeaderValue::from_maybe_shared(block.split().freeze())
+            };
+            let name = match KNOWN.get(usize::from(field.known.0)) {
+                Some(name) => name.clone(),
+                None => match HeaderName::from_bytes(field.name.of(&fields.texts)) {
+                    Ok(name) => name,
+                    Err(_) => continue,
+                },
+            };
+            let Ok(mut value) = value else { continue };
+            value.set_sensitive(field.sensitive);
+            map.append(name, value);
         }
         map
     }
 }
 
-impl<N: Into<FieldName>> FromIterator<(N, HeaderValue)> for Fields {
+#[cfg(test)]
+impl<N: FieldName> FromIterator<(N, HeaderValue)> for Fields {
     fn from_iter<I: IntoIterator<Item = (N, HeaderValue)>>(pairs: I) -> Self {
         let mut fields = Self::default();
-        pairs.into_iter().for_each(|(name, value)| fields.append(name, value));
+        pairs.into_iter().for_each(|(name, value)| fields.append(name, &value));
         fields
     }
 }
 
 #[cfg(test)]
 impl std::ops::Index<&str> for Fields {
-    type Output = HeaderValue;
+    type Output = str;
 
-    fn index(&self, name: &str) -> &HeaderValue {
-        self.get(name).expect("a field")
+    fn index(&self, name: &str) -> &str {
+        self.get(name).and_then(Value::text).expect("a field")
     }
 }
 
-/// As many are put to a head on its way.
+/// As many are put to a head on its way, and so many bytes of them.
 const ROOM: usize = 8;
+const ROOM_BYTES: usize = 128;
 
 impl Known {
     /// Not one of them.
@@ -459,8 +591,8 @@ impl Known {
     }
 
     /// What `make` says of each known name.
-    pub(crate) fn each<T>(make: impl Fn(&HeaderName) -> T) -> Vec<T> {
-        KNOWN.iter().map(make).collect()
+    pub(crate) fn each<T>(make: impl Fn(&str) -> T) -> Vec<T> {
+        TEXTS.iter().map(|name| make(name)).collect()
     }
 }
 
@@ -495,21 +627,18 @@ pub(crate) mod name {
     pub(crate) const X_GOOG_API_KEY: Known = Known::named("x-goog-api-key");
 }
 
-/// Whether a known name's value may stand in a block with others.
-static SHARES: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| !OWN_BLOCK.contains(name)));
-
 /// What shows who somebody is.
-static OWN_BLOCK: [HeaderName; 9] = [
-    header::AUTHORIZATION,
-    header::COOKIE,
-    header::PROXY_AUTHORIZATION,
-    header::SEC_WEBSOCKET_PROTOCOL,
-    header::SET_COOKIE,
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("set-cookie2"),
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-];
+const SECRET: Names = Names::of(&[
+    name::AUTHORIZATION,
+    Known::named("cookie"),
+    Known::named("proxy-authorization"),
+    name::SEC_WEBSOCKET_PROTOCOL,
+    Known::named("set-cookie"),
+    name::API_KEY,
+    Known::named("set-cookie2"),
+    name::X_API_KEY,
+    name::X_GOOG_API_KEY,
+]);
 
 const SLOTS: usize = 512;
 
@@ -748,22 +877,22 @@ mod tests {
     }
 
     fn pairs(fields: &Fields) -> Vec<(&str, &str)> {
-        fields.iter().map(|(name, value)| (name.as_str(), value.to_str().expect("text"))).collect()
+        fields.iter().map(|(name, value)| (name, value.text().expect("text"))).collect()
     }
 
     #[test]
     fn fields_keep_their_order_and_their_twins() {
         let mut list = fields(&[("b", "1"), ("a", "2"), ("b", "3"), ("c", "4")]);
-        assert_eq!(list.get("b").map(HeaderValue::as_bytes), Some(&b"1"[..]));
+        assert_eq!(list.get("b").map(Value::as_bytes), Some(&b"1"[..]));
         assert_eq!(list.get_all("b").count(), 2);
-        list.insert(HeaderName::from_static("b"), HeaderValue::from_static("5"));
-        list.append(HeaderName::from_static("a"), HeaderValue::from_static("6"));
+        list.insert(HeaderName::from_static("b"), Value::of("5"));
+        list.append(HeaderName::from_static("a"), Value::of("6"));
         assert_eq!(pairs(&list), [("b", "5"), ("a", "2"), ("c", "4"), ("a", "6")]);
-        list.insert(HeaderName::from_static("d"), HeaderValue::from_static("7"));
+        list.insert(HeaderName::from_static("d"), Value::of("7"));
         list.remove("a");
         list.remove("not-there");
         assert_eq!(pairs(&list), [("b", "5"), ("c", "4"), ("d", "7")]);
-        list.retain(|name, _| name.as_str() != "c");
+        list.retain(|name, _| name != "c");
         assert_eq!(pairs(&list), [("b", "5"), ("d", "7")]);
     }
 
@@ -809,7 +938,7 @@ mod tests {
             ("x-anything", "e"),
         ]);
         let fields = fields.expect("fields");
-        let written: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        let written: Vec<_> = fields.iter().map(|(name, value)| (name, value.as_bytes())).collect();
         assert_eq!(
             written,
             [
@@ -821,10 +950,38 @@ mod tests {
                 ("x-anything", b"e"),
             ]
         );
-        for wrong in [("a b", "c"), ("", "c"), ("a", "\n"), ("host", "a\r\nb: c"), ("host", "\0"), ("accept", "\u{7f}")]
-        {
-            assert!(read(&[("host", "a"), wrong]).is_none(), "{wrong:?}");
+        for wrong in ["a b", "", "a:", "\u{e9}", "a\n"] {
+            assert!(read(&[("host", "a"), (wrong, "c")]).is_none(), "{wrong:?}");
         }
-        assert_eq!(OWN_BLOCK.iter().filter(|name| Known::find(name.as_str().as_bytes()) == Known::NOT).count(), 0);
+    }
+
+    #[test]
+    fn the_parser_takes_what_is_a_value_and_nothing_else() {
+        for byte in 0..=u8::MAX {
+            let line = [&b"a: x"[..], &[byte], b"x\r\n\r\n"].concat();
+            let mut room = [httparse::EMPTY_HEADER; 2];
+            let parsed = matches!(
+                httparse::parse_headers(&line, &mut room),
+                Ok(httparse::Status::Complete((_, [field]))) if field.value == [b'x', byte, b'x']
+            );
+            assert_eq!(parsed, Value::new(&[byte]).is_some(), "{byte:#x}");
+            assert_eq!(HeaderValue::from_bytes(&[byte]).is_ok(), Value::new(&[byte]).is_some(), "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn what_shows_who_somebody_is_is_cleared_when_it_goes() {
+        let left = |fields: &Fields, text: &[u8]| fields.texts.windows(text.len()).any(|part| part == text);
+        let mut list =
+            fields(&[("authorization", "Bearer one"), ("x-own", "two"), ("accept", "three"), ("cookie", "four")]);
+        list.protect(&Names::default(), Some(&HeaderName::from_static("x-own")));
+        list.remove("authorization");
+        list.retain(|name, _| name == "accept" || name == "cookie");
+        list.insert(HeaderName::from_static("cookie"), Value::of("five"));
+        assert!(!left(&list, b"one") && !left(&list, b"two") && !left(&list, b"four"));
+        assert_eq!(pairs(&list), [("accept", "three"), ("cookie", "five")]);
+        list.insert_sensitive(HeaderName::from_static("x-new"), Value::of("six"));
+        let map = HeaderMap::from(list);
+        assert!(map["x-new"].is_sensitive() && !map["accept"].is_sensitive());
     }
 }

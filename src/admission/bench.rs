@@ -79,7 +79,7 @@ impl Bench {
                 });
                 let mut head = Fields::default();
                 let value = HeaderValue::from_str(&format!("Bearer {}", &**text)).expect("a value");
-                head.insert(name::AUTHORIZATION, value);
+                head.insert(name::AUTHORIZATION, &value);
                 heads.push(head);
             }
         })

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use http::HeaderValue;
 use zeroize::Zeroize;
 
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::Value;
 use crate::message::name;
 
 /// The headers in which SDKs send keys, the place where `?key=` counts behind them.
@@ -145,11 +145,11 @@ pub(crate) fn take_off(headers: &mut Fields) {
     if !headers.get_all(name).any(|value| tokens(value).any(shows)) {
         return;
     }
-    let values: Vec<_> = headers.get_all(name).cloned().collect();
+    let values: Vec<_> = headers.get_all(name).filter_map(Value::kept).collect();
     headers.remove(name);
     for value in values {
-        let kept: Vec<&[u8]> = tokens(&value).filter(|token| !shows(token)).collect();
-        if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b", "[..]))
+        let kept: Vec<&[u8]> = tokens((&value).into()).filter(|token| !shows(token)).collect();
+        if let Some(value) = Value::new(&kept.join(&b", "[..]))
             && !kept.is_empty()
         {
             headers.append(name, value);
@@ -158,7 +158,7 @@ pub(crate) fn take_off(headers: &mut Fields) {
 }
 
 /// The subprotocols of a value.
-fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+fn tokens(value: Value<'_>) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
 
@@ -186,7 +186,7 @@ mod tests {
     fn map(pairs: &[(&'static str, &'static str)]) -> Fields {
         pairs
             .iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .map(|(name, value)| (http::HeaderName::from_static(name), http::HeaderValue::from_static(value)))
             .collect()
     }
 
@@ -233,14 +233,14 @@ mod tests {
         ]);
         take_off(&mut headers);
         assert_eq!(headers.len(), 2);
-        assert_eq!(headers["sec-websocket-protocol"], "realtime, openai-beta.realtime-v1");
+        assert_eq!(headers["sec-websocket-protocol"], *"realtime, openai-beta.realtime-v1");
         // What is no text is searched like what is one.
         let name = name::SEC_WEBSOCKET_PROTOCOL;
-        let value = HeaderValue::from_bytes(b"\xff, openai-insecure-api-key.nhk_a,realtime").unwrap();
+        let value = http::HeaderValue::from_bytes(b"\xff, openai-insecure-api-key.nhk_a,realtime").unwrap();
         let mut headers = Fields::from_iter([(name, value)]);
         assert_eq!(Shown::of(&headers, None).first(), Some(&b"nhk_a"[..]));
         take_off(&mut headers);
-        assert_eq!(headers["sec-websocket-protocol"].as_bytes(), b"\xff, realtime");
+        assert_eq!(headers.get(name).map(Value::as_bytes), Some(&b"\xff, realtime"[..]));
         for (target, kept) in [
             (
                 "/v1beta/models/m:streamGenerateContent?alt=sse&key=nhk_a",

@@ -3,9 +3,6 @@
 use std::io::Write;
 use std::sync::LazyLock;
 
-use bytes::Bytes;
-use http::HeaderName;
-use http::HeaderValue;
 use jiff::Timestamp;
 
 use super::ledger::Subjects;
@@ -13,6 +10,7 @@ use crate::limits::Kind;
 use crate::limits::Left;
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::Value;
 use crate::provider::Dialect;
 
 const SECOND: u64 = 1_000_000_000;
@@ -154,10 +152,10 @@ impl Lines {
         self.lines[..self.len].iter().flatten().any(|(known, _)| *known == name)
     }
 
-    fn put(self, headers: &mut Fields) {
-        let (text, mut from) = (Bytes::from(self.text), 0);
-        for (name, end) in self.lines.into_iter().flatten() {
-            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(from..end)) {
+    fn put(&self, headers: &mut Fields) {
+        let mut from = 0;
+        for (name, end) in self.lines[..self.len].iter().copied().flatten() {
+            if let Some(value) = Value::new(&self.text[from..end]) {
                 headers.insert(name, value);
             }
             from = end;
@@ -181,8 +179,8 @@ fn take_off_account(headers: &mut Fields, lines: &Lines) {
 /// Of the names that are known.
 static OF_ACCOUNT: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(tells_of_account));
 
-fn tells_of_account(name: &HeaderName) -> bool {
-    ACCOUNT.contains(name) || tells_of_limits(name.as_str())
+fn tells_of_account(name: &str) -> bool {
+    ACCOUNT.contains(&name) || tells_of_limits(name)
 }
 
 fn number(text: &mut Vec<u8>, number: u64) {
@@ -219,12 +217,12 @@ fn duration(text: &mut Vec<u8>, nanos: u64) {
 
 /// Headers of an answer that speak of the operator's own account at the provider, which managed callers do not see: whose
 /// it is. [`tells_of_limits`] knows the others.
-static ACCOUNT: [HeaderName; 5] = [
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-    HeaderName::from_static("anthropic-organization-id"),
-    HeaderName::from_static("x-azure-ratelimit"),
-    HeaderName::from_static("azureml-model-session"),
+static ACCOUNT: [&str; 5] = [
+    "openai-organization",
+    "openai-project",
+    "anthropic-organization-id",
+    "x-azure-ratelimit",
+    "azureml-model-session",
 ];
 
 /// Whether a header of an answer speaks of the operator's own limits at the provider.
@@ -243,20 +241,20 @@ fn tells_of_limits(name: &str) -> bool {
 
 /// Takes off `headers` of a request what names an account at the provider: with the operator's key it would be another's.
 pub(super) fn take_off_account_names(headers: &mut Fields) {
-    headers.retain(|name, known| !known.of(&IS_ACCOUNT_NAME).copied().unwrap_or_else(|| ACCOUNT_NAMES.contains(name)));
+    headers.retain(|name, known| !known.of(&IS_ACCOUNT_NAME).copied().unwrap_or_else(|| ACCOUNT_NAMES.contains(&name)));
 }
 
 /// Of the names that are known.
-static IS_ACCOUNT_NAME: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| ACCOUNT_NAMES.contains(name)));
+static IS_ACCOUNT_NAME: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| ACCOUNT_NAMES.contains(&name)));
 
 /// See [`take_off_account_names`].
-static ACCOUNT_NAMES: [HeaderName; 6] = [
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-    HeaderName::from_static("anthropic-workspace-id"),
-    HeaderName::from_static("anthropic-user-profile-id"),
-    HeaderName::from_static("anthropic-organization-id"),
-    HeaderName::from_static("x-goog-user-project"),
+static ACCOUNT_NAMES: [&str; 6] = [
+    "openai-organization",
+    "openai-project",
+    "anthropic-workspace-id",
+    "anthropic-user-profile-id",
+    "anthropic-organization-id",
+    "x-goog-user-project",
 ];
 
 #[cfg(test)]
@@ -277,7 +275,7 @@ mod tests {
     fn each_api_gets_its_own_words() {
         let mut headers = Fields::default();
         standing().write(Dialect::Openai, 0, &mut headers);
-        let get = |name: &str| headers[name].to_str().unwrap().to_owned();
+        let get = |name: &str| headers[name].to_owned();
         assert_eq!(
             (get("x-ratelimit-limit-requests"), get("x-ratelimit-remaining-requests")),
             ("600".into(), "599".into())
@@ -287,9 +285,9 @@ mod tests {
 
         let mut headers = Fields::default();
         standing().write(Dialect::Anthropic, 1_000_000_000, &mut headers);
-        assert_eq!(headers["anthropic-ratelimit-tokens-remaining"], "400");
-        assert_eq!(headers["anthropic-ratelimit-tokens-reset"], "2001-09-09T01:47:16Z");
-        assert_eq!(headers["anthropic-ratelimit-output-tokens-limit"], "500");
+        assert_eq!(headers["anthropic-ratelimit-tokens-remaining"], *"400");
+        assert_eq!(headers["anthropic-ratelimit-tokens-reset"], *"2001-09-09T01:47:16Z");
+        assert_eq!(headers["anthropic-ratelimit-output-tokens-limit"], *"500");
         assert!(!headers.contains_key("anthropic-ratelimit-input-tokens-limit"));
 
         let mut headers = Fields::default();
@@ -343,21 +341,21 @@ mod tests {
         for dialect in [Dialect::Openai, Dialect::Anthropic, Dialect::Google] {
             let mut headers = Fields::default();
             for name in told.iter().chain(&kept).chain([&theirs]) {
-                headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs"));
-                headers.append(HeaderName::from_static(name), HeaderValue::from_static("theirs as well"));
+                headers.append(http::HeaderName::from_static(name), Value::of("theirs"));
+                headers.append(http::HeaderName::from_static(name), Value::of("theirs as well"));
             }
             standing().replace(dialect, 0, &mut headers);
             assert!(told.iter().all(|name| !headers.contains_key(*name)));
             assert!(kept.iter().all(|name| headers.get_all(*name).count() == 2));
             // Of two values none is left beside ours.
-            let ours: Vec<_> = headers.get_all(theirs).collect();
+            let ours: Vec<_> = headers.get_all(theirs).filter_map(Value::text).collect();
             assert_eq!(ours, if dialect == Dialect::Openai { vec!["599"] } else { vec![] });
             let families = [
                 ("x-ratelimit-", if dialect == Dialect::Openai { 6 } else { 0 }),
                 ("anthropic-ratelimit-", if dialect == Dialect::Anthropic { 9 } else { 0 }),
             ];
             for (family, count) in families {
-                assert_eq!(headers.names().filter(|(name, _)| name.as_str().starts_with(family)).count(), count);
+                assert_eq!(headers.names().filter(|(name, _)| name.starts_with(family)).count(), count);
             }
         }
     }

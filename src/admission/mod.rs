@@ -32,7 +32,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use http::HeaderName;
-use http::HeaderValue;
 use jiff::Timestamp;
 
 use crate::config::Config;
@@ -47,6 +46,8 @@ use crate::limits::Class;
 use crate::limits::Limit;
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::Names;
+use crate::message::Value;
 use crate::message::name;
 use crate::provider::Dialect;
 use crate::provider::Operation;
@@ -92,14 +93,14 @@ pub(crate) use restore::restore;
 
 /// The headers in which SDKs send keys. Marked sensitive, so that HPACK does not index them and
 /// `Debug` does not print them.
-static CREDENTIAL_HEADERS: [HeaderName; 6] = [
-    http::header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-    HeaderName::from_static("api-key"),
-    http::header::PROXY_AUTHORIZATION,
-    http::header::COOKIE,
-];
+const CREDENTIAL_HEADERS: Names = Names::of(&[
+    name::AUTHORIZATION,
+    name::X_API_KEY,
+    name::X_GOOG_API_KEY,
+    name::API_KEY,
+    Known::named("proxy-authorization"),
+    Known::named("cookie"),
+]);
 
 /// What every key of this gateway's begins with.
 const OURS: &str = crate::keys::PREFIX;
@@ -620,11 +621,13 @@ impl Permit {
         credential::take_off(headers);
         headers::take_off_account_names(headers);
         // It is the operator's account that asks, not the caller's application.
-        headers.insert(name::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.insert(name::USER_AGENT, Value::of("nullhop"));
         headers.remove(name::X_GOOG_API_CLIENT);
         let header = provider_keys::header_of(provider, path, self.config().key_header);
-        if let Some((name, value)) = self.admission().upstreams[self.upstream].keys.header(picked, header) {
-            headers.insert(name, value);
+        if let Some((name, value)) = self.admission().upstreams[self.upstream].keys.header(picked, header)
+            && let Some(value) = Value::new(&value)
+        {
+            headers.insert_sensitive(name, value);
         }
     }
 
@@ -640,7 +643,7 @@ impl Permit {
     pub(crate) fn answered(&self, status: u16, headers: &Fields) -> bool {
         let Some(picked) = self.picked else { return false };
         let told = headers.get(name::RETRY_AFTER).filter(|_| status == 429);
-        let retry_after = told.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = told.and_then(|value| value.text()?.trim().parse().ok());
         let keys = &self.admission().upstreams[self.upstream].keys;
         let metrics = self.admission().handles.upstream(upstream_id(self.upstream));
         if let Some(rest) = keys.answered(picked, status, retry_after, || self.now().nanos)
@@ -897,7 +900,7 @@ impl Admission {
     /// What the provider says of the operator's own limits.
     fn headroom(&self, upstream: usize, headers: &Fields) {
         let number = |name: Known| {
-            let text = headers.get(name)?.to_str().ok()?.trim();
+            let text = headers.get(name)?.text()?.trim();
             // Nearly always whole numbers, which are read with less work.
             text.parse::<u32>().map(f64::from).ok().or_else(|| text.parse().ok())
         };
@@ -949,11 +952,7 @@ static HEADROOM_OF_ANTHROPIC: [Headroom; 4] = [
 
 /// Marks the credentials of `headers` as sensitive. `apart`: the header of our own keys, if there are any.
 pub(crate) fn protect_credentials(headers: &mut Fields, apart: Option<&HeaderName>) {
-    for (name, value) in headers.iter_mut() {
-        if CREDENTIAL_HEADERS.contains(name) || apart == Some(name) {
-            value.set_sensitive(true);
-        }
-    }
+    headers.protect(&CREDENTIAL_HEADERS, apart);
 }
 
 /// The dialect of an answer, for a request that got no further than its head.

@@ -5,13 +5,11 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
-use http::HeaderName;
-use http::HeaderValue;
-
 use crate::config::KeyHeader;
 use crate::config::ProviderKey;
 use crate::hygiene::Secret;
+use crate::message::Known;
+use crate::message::name;
 use crate::provider::Provider;
 use crate::upstream::Tenant;
 
@@ -105,24 +103,16 @@ impl ProviderKeys {
     }
 
     /// The header that carries a key up.
-    pub(crate) fn header(&self, picked: Picked, header: KeyHeader) -> Option<(HeaderName, HeaderValue)> {
+    pub(crate) fn header(&self, picked: Picked, header: KeyHeader) -> Option<(Known, Vec<u8>)> {
         let key = self.keys.get(picked.0)?;
         let name = match header {
-            KeyHeader::Auto | KeyHeader::Authorization => http::header::AUTHORIZATION,
-            KeyHeader::XApiKey => HeaderName::from_static("x-api-key"),
-            KeyHeader::XGoogApiKey => HeaderName::from_static("x-goog-api-key"),
-            KeyHeader::ApiKey => HeaderName::from_static("api-key"),
+            KeyHeader::Auto | KeyHeader::Authorization => name::AUTHORIZATION,
+            KeyHeader::XApiKey => name::X_API_KEY,
+            KeyHeader::XGoogApiKey => name::X_GOOG_API_KEY,
+            KeyHeader::ApiKey => name::API_KEY,
         };
-        let mut value = if name == http::header::AUTHORIZATION {
-            let mut text = Vec::with_capacity(7 + key.secret.expose().len());
-            text.extend_from_slice(b"Bearer ");
-            text.extend_from_slice(key.secret.expose());
-            // Takes the block over, and whoever writes the head clears it as any other value.
-            HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?
-        } else {
-            HeaderValue::from_bytes(key.secret.expose()).ok()?
-        };
-        value.set_sensitive(true);
+        let scheme = if name == name::AUTHORIZATION { &b"Bearer "[..] } else { b"" };
+        let value = [scheme, key.secret.expose()].concat();
         Some((name, value))
     }
 
@@ -243,7 +233,7 @@ mod tests {
         ] {
             let header = header_of(provider, path, KeyHeader::Auto);
             let (found, text) = keys.header(Picked(0), header).unwrap();
-            assert_eq!((found.as_str(), text.to_str().unwrap(), text.is_sensitive()), (name, value, true));
+            assert_eq!((crate::message::Name::text(&found), &*text), (name, value.as_bytes()));
         }
         assert_eq!(header_of(Provider::Openai, "/", KeyHeader::ApiKey), KeyHeader::ApiKey);
     }

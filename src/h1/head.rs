@@ -8,8 +8,6 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use http::HeaderMap;
-use http::HeaderName;
-use http::HeaderValue;
 use http::Method;
 use http::StatusCode;
 use http::Uri;
@@ -19,6 +17,7 @@ use super::body::Framing;
 use super::body::Malformed;
 
 use crate::message::Fields;
+use crate::message::Value;
 use crate::message::name;
 
 /// Fields of one head, whatever the configuration says; its maximum is not above.
@@ -223,7 +222,7 @@ fn one_length(headers: &Fields) -> Result<Option<u64>, Malformed> {
 
 fn keeps_alive(version: Version, headers: &Fields) -> bool {
     let says = |token: &str| {
-        let values = headers.get_all(name::CONNECTION).filter_map(|value| value.to_str().ok());
+        let values = headers.get_all(name::CONNECTION).filter_map(|value| value.text());
         values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
     };
     if version == Version::HTTP_10 { says("keep-alive") && !says("close") } else { !says("close") }
@@ -250,9 +249,9 @@ pub(crate) fn write_status_line(out: &mut Vec<u8>, version: Version, status: Sta
 }
 
 /// Adds all `fields`.
-pub(crate) fn write_fields<'f>(out: &mut Vec<u8>, fields: impl Iterator<Item = (&'f HeaderName, &'f HeaderValue)>) {
+pub(crate) fn write_fields<'f>(out: &mut Vec<u8>, fields: impl Iterator<Item = (&'f str, Value<'f>)>) {
     for (name, value) in fields {
-        write_field(out, name.as_str(), value.as_bytes());
+        write_field(out, name, value.as_bytes());
     }
 }
 
@@ -299,7 +298,7 @@ pub(crate) fn write_date(out: &mut Vec<u8>) {
 
 /// Room that a head of `headers` takes, about.
 pub(crate) fn head_bytes(headers: &Fields) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>() + 160
+    headers.iter().map(|(name, value)| name.len() + value.as_bytes().len() + 4).sum::<usize>() + 160
 }
 
 #[cfg(test)]
@@ -323,7 +322,7 @@ mod tests {
         let (head, len) = request(&format!("{text}body")).expect("readable").expect("whole");
         assert_eq!((head.method, head.version, len), (Method::POST, Version::HTTP_11, text.len()));
         assert_eq!(head.target, "/v1/x?a=b");
-        assert_eq!(head.headers.get_all("x-a").collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.headers.get_all("x-a").filter_map(Value::text).collect::<Vec<_>>(), ["1", "2"]);
         let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(17));
         assert_eq!(request(&many).err(), Some(HeadFault::TooLarge));
         for text in ["GET / HTTP/2.0\r\n\r\n", "GET /\r\n\r\n", "G@T / HTTP/1.1\r\nhost : x\r\n\r\n", "\0"] {
@@ -397,8 +396,8 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read() {
         let mut headers = Fields::default();
-        headers.append(HeaderName::from_static("x-a"), HeaderValue::from_static("1"));
-        headers.append(HeaderName::from_static("x-a"), HeaderValue::from_static("2"));
+        headers.append(http::HeaderName::from_static("x-a"), Value::of("1"));
+        headers.append(http::HeaderName::from_static("x-a"), Value::of("2"));
         let mut out = Vec::new();
         write_request_line(&mut out, &Method::POST, ["/base", "/v1?x=y"], "host:1");
         write_fields(&mut out, headers.iter());
@@ -406,7 +405,7 @@ mod tests {
         out.extend_from_slice(b"\r\n");
         let (head, len) = RequestHead::parse(&out, 16).ok().flatten().expect("a head");
         assert_eq!((len, head.target.to_string()), (out.len(), "/base/v1?x=y".to_owned()));
-        assert_eq!(head.headers["host"], "host:1");
+        assert_eq!(head.headers["host"], *"host:1");
         assert_eq!(head.framing(), Ok((Framing::Length(u64::MAX), false)));
         assert!(out.len() < head_bytes(&headers));
 
@@ -417,7 +416,7 @@ mod tests {
         out.extend_from_slice(b"\r\n");
         let (head, _) = ResponseHead::parse(&out, 16).ok().flatten().expect("a head");
         assert_eq!(head.status, 529);
-        assert!(httpdate::parse_http_date(head.headers["date"].to_str().expect("text")).is_ok());
+        assert!(httpdate::parse_http_date(&head.headers["date"]).is_ok());
         assert_eq!(head.framing(&Method::GET), Ok(Framing::Length(0)));
     }
 }

@@ -318,7 +318,9 @@ impl Out {
     /// The same with trailers.
     pub(crate) fn push_trailers(&mut self, trailers: &HeaderMap) {
         let mut end = b"0\r\n".to_vec();
-        write_fields(&mut end, trailers.iter());
+        for (name, value) in trailers {
+            write_field(&mut end, name.as_str(), value.as_bytes());
+        }
         end.extend_from_slice(b"\r\n");
         self.push(Chunk::taken(end), false, b"");
     }

@@ -6,8 +6,6 @@ use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
 
-use http::HeaderName;
-use http::HeaderValue;
 use http::Method;
 
 use super::Decoder;
@@ -17,6 +15,7 @@ use super::ReadFault;
 use super::RequestHead;
 use super::ResponseHead;
 use super::Wire;
+use crate::message::Value;
 use crate::socket::Socket;
 use crate::socket::Transport;
 
@@ -170,7 +169,7 @@ fn message(side: Side, wire: &mut Wire, pieces: &mut dyn Iterator<Item = &[u8]>,
     }
     parts.push(Part::Body(content));
     match decoder.take_trailers() {
-        Ok(Some(trailers)) => parts.push(Part::Trailers(fields(trailers.iter()))),
+        Ok(Some(trailers)) => parts.push(Part::Trailers(fields(crate::message::Fields::from(trailers).iter()))),
         Ok(None) => {}
         Err(_) => {
             parts.push(Part::Malformed);
@@ -200,8 +199,8 @@ fn feed(wire: &mut Wire, piece: &[u8]) {
     wire.start = 0;
 }
 
-fn fields<'f>(fields: impl Iterator<Item = (&'f HeaderName, &'f HeaderValue)>) -> Vec<(String, Vec<u8>)> {
-    fields.map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+fn fields<'f>(fields: impl Iterator<Item = (&'f str, Value<'f>)>) -> Vec<(String, Vec<u8>)> {
+    fields.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect()
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::config::Privacy;
 use crate::h1::bench::Passage;
 use crate::journal::bench::Records;
 use crate::message::Fields;
+use crate::message::Value;
 use crate::message::bench::Head;
 use crate::meter::Api;
 use crate::provider::Operation;
@@ -77,7 +78,7 @@ impl Stream {
         tally.routed(UpstreamId(0), Operation::ChatCompletions, Mode::Managed);
         tally.admitted(permit.shared());
         let mut headers = Fields::default();
-        headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/event-stream"));
+        headers.insert(http::header::CONTENT_TYPE, Value::of("text/event-stream"));
         tally.look(Look::new(Call { api: Api::OpenaiChat, array: false }, &headers));
         tally.answered(200, Source::Upstream, true, Instant::now());
         Self { incoming: Direction::new(), outgoing: Direction::new(), passage: Passage::new(), tally }

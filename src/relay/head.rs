@@ -3,12 +3,11 @@
 use std::sync::LazyLock;
 
 use http::HeaderName;
-use http::HeaderValue;
-use http::header;
 
 use crate::config::Privacy;
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::Value;
 use crate::message::name;
 
 /// What happens to a request header by its name alone.
@@ -163,8 +162,8 @@ fn trailer_passes(name: &str) -> bool {
 }
 
 /// Of the names that are known, so that they need not be compared.
-static REQUEST_FATES: LazyLock<Vec<Fate>> = LazyLock::new(|| Known::each(|name| request_fate(name.as_str())));
-static RESPONSE_PASSES: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(|name| response_passes(name.as_str())));
+static REQUEST_FATES: LazyLock<Vec<Fate>> = LazyLock::new(|| Known::each(request_fate));
+static RESPONSE_PASSES: LazyLock<Vec<bool>> = LazyLock::new(|| Known::each(response_passes));
 
 /// A `Connection` header may not take these off: without them the request would be another one.
 fn protected(name: &str) -> bool {
@@ -194,30 +193,30 @@ fn protected(name: &str) -> bool {
 pub(super) fn request_headers(mut headers: Fields, privacy: Privacy, empty_body: bool) -> Fields {
     let listed = listed_in_connection(&headers);
     let trailers_welcome = headers.get_all(name::TE).any(|value| {
-        value.to_str().is_ok_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
+        value.text().is_some_and(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")))
     });
     let announced_zero = empty_body && headers.contains_key(name::CONTENT_LENGTH);
     headers.retain(|name, known| {
-        let fate = known.of(&REQUEST_FATES).copied().unwrap_or_else(|| request_fate(name.as_str()));
+        let fate = known.of(&REQUEST_FATES).copied().unwrap_or_else(|| request_fate(name));
         match fate {
-            Fate::Keep => !listed.contains(name) || protected(name.as_str()),
+            Fate::Keep => !lists(&listed, name) || protected(name),
             // Written over below, all of its values at once.
-            Fate::Ours if *name == header::ACCEPT_ENCODING => true,
+            Fate::Ours if known == name::ACCEPT_ENCODING => true,
             Fate::Ours | Fate::Address => false,
             Fate::Device => privacy < Privacy::Device,
             Fate::Session => privacy < Privacy::Session,
         }
     });
     // Encoded answers stream in bursts, and the meter would have to decode them (WIRE section 9).
-    headers.insert(name::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    headers.insert(name::ACCEPT_ENCODING, Value::of("identity"));
     if trailers_welcome {
-        headers.insert(name::TE, HeaderValue::from_static("trailers"));
+        headers.insert(name::TE, Value::of("trailers"));
     }
     if announced_zero {
-        headers.insert(name::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        headers.insert(name::CONTENT_LENGTH, Value::of("0"));
     }
     if privacy >= Privacy::Session {
-        headers.insert(name::USER_AGENT, HeaderValue::from_static("nullhop"));
+        headers.insert(name::USER_AGENT, Value::of("nullhop"));
     }
     headers
 }
@@ -227,8 +226,8 @@ pub(super) fn response_headers(mut headers: Fields) -> Fields {
     let listed = listed_in_connection(&headers);
     let coded = headers.contains_key(name::TRANSFER_ENCODING);
     headers.retain(|name, known| {
-        known.of(&RESPONSE_PASSES).copied().unwrap_or_else(|| response_passes(name.as_str()))
-            && (!listed.contains(name) || protected(name.as_str()))
+        known.of(&RESPONSE_PASSES).copied().unwrap_or_else(|| response_passes(name))
+            && (!lists(&listed, name) || protected(name))
     });
     if coded {
         // RFC 9112 section 6.3: chunks decide, and a length beside them must not be passed on. Kept,
@@ -241,17 +240,21 @@ pub(super) fn response_headers(mut headers: Fields) -> Fields {
 /// Leaves of an answer's trailers what may go to the client.
 pub(super) fn answer_trailers(trailers: &mut Fields) {
     let listed = listed_in_connection(trailers);
-    trailers.retain(|name, _| trailer_passes(name.as_str()) && !listed.contains(name));
+    trailers.retain(|name, _| trailer_passes(name) && !lists(&listed, name));
 }
 
 /// Names in `Connection` that are heeded. Each is held against each field; what is honest lists one or two.
 const LISTED_MAX: usize = 64;
 
+fn lists(listed: &[HeaderName], name: &str) -> bool {
+    listed.iter().any(|listed| listed.as_str() == name)
+}
+
 /// The names that a `Connection` header declares to be for this hop only.
 fn listed_in_connection(headers: &Fields) -> Vec<HeaderName> {
     headers
         .get_all(name::CONNECTION)
-        .filter_map(|value| value.to_str().ok())
+        .filter_map(Value::text)
         .flat_map(|text| text.split(','))
         // Is taken off in any case, and nearly always what is listed.
         .filter(|name| !name.trim().eq_ignore_ascii_case("keep-alive"))
@@ -262,12 +265,14 @@ fn listed_in_connection(headers: &Fields) -> Vec<HeaderName> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> Fields {
         let mut map = Fields::default();
         for (name, value) in pairs {
-            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            map.append(HeaderName::from_static(name), Value::of(value));
         }
         map
     }
@@ -292,13 +297,13 @@ mod tests {
             ("te", "trailers"),
         ]);
         let kept = request_headers(headers, Privacy::Device, false);
-        let mut names: Vec<_> = kept.names().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<_> = kept.names().map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(
             names,
             ["accept-encoding", "authorization", "te", "user-agent", "x-custom", "x-custom", "x-stainless-lang"]
         );
-        assert_eq!(kept["accept-encoding"], "identity");
+        assert_eq!(kept["accept-encoding"], *"identity");
         assert_eq!(kept.get_all("x-custom").count(), 2);
     }
 
@@ -308,16 +313,16 @@ mod tests {
         for number in 0..100 {
             for name in [format!("cf-{number}"), format!("x-kept-{number}"), format!("x-claude-code-{number}")] {
                 let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-                headers.append(name.clone(), HeaderValue::from_static("a"));
-                headers.append(name, HeaderValue::from_static("b"));
+                headers.append(name.clone(), Value::of("a"));
+                headers.append(name, Value::of("b"));
             }
         }
         let kept = request_headers(headers, Privacy::Session, false);
         assert_eq!(kept.len(), 202, "each with both of its values");
-        assert!(kept.names().all(|(name, _)| {
-            let name = name.as_str();
-            name.starts_with("x-kept-") || name == "accept-encoding" || name == "user-agent"
-        }));
+        assert!(
+            kept.names()
+                .all(|(name, _)| { name.starts_with("x-kept-") || name == "accept-encoding" || name == "user-agent" })
+        );
         let answer =
             (0..50).map(|number| HeaderName::from_bytes(format!("sec-websocket-{number}").as_bytes()).unwrap());
         let answer = answer.map(|name| (name, HeaderValue::from_static("x"))).collect();
@@ -330,14 +335,14 @@ mod tests {
             || map(&[("x-stainless-os", "Linux"), ("session-id", "s"), ("user-agent", "codex"), ("via", "x")]);
         let names = |privacy| {
             let kept = request_headers(headers(), privacy, false);
-            let mut names: Vec<_> = kept.names().map(|(name, _)| name.as_str().to_owned()).collect();
+            let mut names: Vec<_> = kept.names().map(|(name, _)| name.to_owned()).collect();
             names.sort_unstable();
             names
         };
         assert_eq!(names(Privacy::Address), ["accept-encoding", "session-id", "user-agent", "x-stainless-os"]);
         assert_eq!(names(Privacy::Device), ["accept-encoding", "session-id", "user-agent"]);
         assert_eq!(names(Privacy::Session), ["accept-encoding", "user-agent"]);
-        assert_eq!(request_headers(headers(), Privacy::Session, false)["user-agent"], "nullhop");
+        assert_eq!(request_headers(headers(), Privacy::Session, false)["user-agent"], *"nullhop");
     }
 
     #[test]
@@ -354,7 +359,7 @@ mod tests {
             ("trailer", "x-checksum"),
             ("cf-ray", "1"),
         ]));
-        let mut names: Vec<_> = kept.names().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<_> = kept.names().map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(
             names,
@@ -404,10 +409,10 @@ mod tests {
             "Alt-Svc",
             "Sec-WebSocket-Accept",
         ] {
-            trailers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
+            trailers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), Value::of("1"));
         }
         answer_trailers(&mut trailers);
-        let mut names: Vec<_> = trailers.names().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<_> = trailers.names().map(|(name, _)| name).collect();
         names.sort_unstable();
         assert_eq!(names, ["grpc-status", "server-timing", "x-checksum", "x-checksum"]);
     }

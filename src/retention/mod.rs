@@ -13,7 +13,6 @@ mod rules;
 mod twin;
 mod vendor;
 
-use http::HeaderValue;
 use http::Method;
 
 use crate::decode::DecodeFault;
@@ -22,6 +21,7 @@ use crate::decode::Encoding;
 use crate::hygiene::Chunk;
 use crate::message::Fields;
 use crate::message::Known;
+use crate::message::Value;
 use crate::message::name;
 use crate::provider::Provider;
 
@@ -166,7 +166,7 @@ impl Policy {
         if matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE | Method::CONNECT) {
             return Ok(None);
         }
-        let content_type = headers.get(name::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let content_type = headers.get(name::CONTENT_TYPE).map_or(&b""[..], Value::as_bytes);
         let json = is_type(content_type, b"application/json");
         let Some(body) = path.body(vendor, json) else { return Ok(None) };
         if self.rules.has(Rule::Threads) {
@@ -277,7 +277,7 @@ fn is_type(value: &[u8], wanted: &[u8]) -> bool {
 
 fn walker(plan: Plan, body: &Body, headers: &Fields) -> Result<Option<Walker>, Denied> {
     let mut types = headers.get_all(name::CONTENT_TYPE);
-    let content_type = types.next().map_or(&b""[..], HeaderValue::as_bytes);
+    let content_type = types.next().map_or(&b""[..], Value::as_bytes);
     let form = is_type(content_type, b"multipart/form-data");
     if types.next().is_some() {
         return Err(Denied::Unreadable);
@@ -318,7 +318,7 @@ fn coding(headers: &Fields) -> Result<Option<(Encoding, Option<Decoder>)>, Denie
 fn decline_threads(headers: &mut Fields) {
     let name = name::ANTHROPIC_BETA;
     let is_threads = |token: &str| token.trim().to_ascii_lowercase().starts_with("message-threads");
-    let values: Vec<_> = headers.get_all(name).cloned().collect();
+    let values: Vec<_> = headers.get_all(name).filter_map(Value::kept).collect();
     if !values.iter().any(|value| value.to_str().is_ok_and(|text| text.split(',').any(is_threads))) {
         return;
     }
@@ -326,7 +326,7 @@ fn decline_threads(headers: &mut Fields) {
     for value in values {
         let Ok(text) = value.to_str() else { continue };
         let kept: Vec<&str> = text.split(',').map(str::trim).filter(|token| !is_threads(token)).collect();
-        if let Ok(value) = HeaderValue::from_str(&kept.join(","))
+        if let Some(value) = Value::new(kept.join(",").as_bytes())
             && !kept.is_empty()
         {
             headers.append(name, value);

@@ -5,6 +5,7 @@ use super::json::HELD_MAX;
 use super::*;
 
 use crate::message::Fields;
+use crate::message::Value as FieldValue;
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -34,7 +35,7 @@ impl Edited {
 
 fn editor(policy: &Policy, path: &str) -> Option<Editor> {
     let mut headers = Fields::default();
-    headers.insert(name::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(name::CONTENT_TYPE, FieldValue::of("application/json"));
     policy.read_head(Provider::Compatible, "", &Method::POST, path, None, &mut headers).unwrap()
 }
 
@@ -495,7 +496,7 @@ fn threads_are_declined() {
 
     let mut headers = Fields::default();
     for value in ["files-api-2025-04-14, message-threads-2026-08-12", "Message-Threads-x", "context-1m"] {
-        headers.append(name::ANTHROPIC_BETA, HeaderValue::from_static(value));
+        headers.append(name::ANTHROPIC_BETA, FieldValue::of(value));
     }
     let read = |policy: &Policy, headers: &mut Fields| {
         policy.read_head(Provider::Anthropic, "", &Method::POST, MESSAGES, None, headers).unwrap().is_some()
@@ -504,7 +505,7 @@ fn threads_are_declined() {
     assert!(read(&relaxed, &mut untouched));
     assert_eq!(untouched.get_all("anthropic-beta").count(), 3);
     assert!(read(&only_rules(Vendor::Anthropic), &mut headers));
-    let kept: Vec<_> = headers.get_all("anthropic-beta").map(|value| value.to_str().unwrap()).collect();
+    let kept: Vec<_> = headers.get_all("anthropic-beta").map(|value| value.text().unwrap()).collect();
     assert_eq!(kept, ["files-api-2025-04-14", "context-1m"]);
 }
 
@@ -801,8 +802,8 @@ fn encoded_bodies_go_on_plain() {
     let encoded = encoder.finish().unwrap();
     let read = |coding: &'static str| {
         let mut headers = Fields::default();
-        headers.insert(name::CONTENT_ENCODING, HeaderValue::from_static(coding));
-        headers.insert(Known::named("content-digest"), HeaderValue::from_static("sha-256=:x:"));
+        headers.insert(name::CONTENT_ENCODING, FieldValue::of(coding));
+        headers.insert(Known::named("content-digest"), FieldValue::of("sha-256=:x:"));
         let editor =
             only_rules(Vendor::Openai).read_head(Provider::Openai, "", &Method::POST, RESPONSES, None, &mut headers);
         (editor, headers)

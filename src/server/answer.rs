@@ -16,6 +16,7 @@ use crate::limits::Kind;
 use crate::limits::Limit;
 use crate::limits::Period;
 use crate::message::Response;
+use crate::message::Value;
 use crate::provider::Dialect;
 use crate::relay::AnswerBody;
 use crate::relay::Tally;
@@ -364,19 +365,19 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, Value::of("application/json"));
     match row.retry {
         Retry::Unsaid => {}
         Retry::No => {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            headers.insert(SHOULD_RETRY, Value::of("false"));
         }
         Retry::After(seconds) => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+            headers.insert(header::RETRY_AFTER, Value::of(seconds));
         }
         Retry::In(seconds) => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(header::RETRY_AFTER, &HeaderValue::from(seconds));
             if seconds > WAIT_MAX {
-                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+                headers.insert(SHOULD_RETRY, Value::of("false"));
             }
             if dialect == Dialect::Google {
                 body["error"]["details"] = serde_json::json!([{
@@ -386,17 +387,17 @@ fn render(refusal: &Refusal, dialect: Dialect, row: Row) -> (Response<()>, Strin
         }
     }
     if row.close {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(header::CONNECTION, Value::of("close"));
     }
     match refusal {
         // RFC 9110 sections 15.5.6 and 15.5.22 ask for these.
         Refusal::Method => {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            headers.insert(header::ALLOW, Value::of("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
         Refusal::Limited(limited) => limited.standing.write(dialect, limited.unix, headers),
         Refusal::WebSocketNotServed => {
-            headers.insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
-            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, Value::of("HTTP/1.1"));
+            headers.insert(header::CONNECTION, Value::of("upgrade"));
         }
         _ => {}
     }
@@ -481,7 +482,7 @@ mod tests {
             let refusal = Refusal::WrongBase("set it to https://HOST/openai/v1".into());
             let (head, body) = render(&refusal, dialect, row(&refusal, dialect));
             assert_eq!(head.status(), 404);
-            assert_eq!(head.headers()["x-should-retry"], "false");
+            assert_eq!(head.headers()["x-should-retry"], *"false");
             serde_json::from_str::<serde_json::Value>(&body).unwrap()
         };
         assert_eq!(shape(Dialect::Openai)["error"]["code"], "not_found");

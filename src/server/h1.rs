@@ -27,6 +27,7 @@ use crate::message::Request;
 use crate::message::RequestParts;
 use crate::message::Response;
 use crate::message::ResponseParts;
+use crate::message::Value;
 use crate::message::name;
 use crate::socket::Transport;
 
@@ -300,7 +301,7 @@ const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 fn wants_trailers(headers: &Fields) -> bool {
-    let values = headers.get_all(name::TE).filter_map(|value| value.to_str().ok());
+    let values = headers.get_all(name::TE).filter_map(Value::text);
     values.flat_map(|text| text.split(',')).any(|part| part.trim().eq_ignore_ascii_case("trailers"))
 }
 
@@ -309,7 +310,7 @@ fn ending_of<B: Body>(parts: &ResponseParts, body: &B, is_head: bool, version: V
     if is_head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         return Ending::Nothing;
     }
-    let announced = parts.headers.get(name::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced = parts.headers.get(name::CONTENT_LENGTH).and_then(|value| value.text()?.parse().ok());
     match announced.or(body.size_hint().exact()) {
         Some(0) if body.is_end_stream() => Ending::Nothing,
         Some(length) => Ending::Length(length),

@@ -12,7 +12,6 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use http::HeaderName;
-use http::HeaderValue;
 use http_body::Body;
 use http_body::Frame;
 use rustls::SupportedProtocolVersion;
@@ -478,7 +477,7 @@ fn a_client_that_ends_its_side_behind_a_request_has_left() {
                                 let mut response = Response::new(Reply::Never(held));
                                 response
                                     .headers_mut()
-                                    .insert(HeaderName::from_static("x-early"), HeaderValue::from_static("1"));
+                                    .insert(HeaderName::from_static("x-early"), crate::message::Value::of("1"));
                                 response
                             }
                         }

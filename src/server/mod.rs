@@ -27,7 +27,6 @@ use std::task::Poll;
 use std::time::Duration;
 use std::time::Instant;
 
-use http::HeaderValue;
 use http_body::Body;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -46,6 +45,7 @@ use crate::incoming::Incoming;
 use crate::incoming::h2_error as h2_fault;
 use crate::message::Request;
 use crate::message::Response;
+use crate::message::Value;
 use crate::message::name;
 use crate::relay;
 use crate::relay::AnswerBody;
@@ -239,7 +239,7 @@ impl Server {
             && connection.is_last()
             && response.status() != http::StatusCode::SWITCHING_PROTOCOLS
         {
-            response.headers_mut().insert(name::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(name::CONNECTION, Value::of("close"));
         }
         response.map(|body| Served::new(body, place))
     }

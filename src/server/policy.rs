@@ -11,6 +11,7 @@ use crate::config::Limits;
 use crate::message::Fields;
 use crate::message::Known;
 use crate::message::Request;
+use crate::message::Value;
 use crate::message::name;
 use crate::route::Routes;
 use crate::telemetry::labels::Guard;
@@ -52,7 +53,7 @@ pub(super) fn check<B>(
 pub(super) fn host_of<B>(request: &Request<B>) -> &str {
     match request.uri().authority() {
         Some(authority) => authority.as_str(),
-        None => request.headers().get(name::HOST).and_then(|value| value.to_str().ok()).unwrap_or(""),
+        None => request.headers().get(name::HOST).and_then(Value::text).unwrap_or(""),
     }
 }
 
@@ -61,7 +62,7 @@ fn size<B>(request: &Request<B>, limits: &Limits) -> Result<(), (Guard, Refusal)
     let headers = request.headers();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     // As HTTP/2 counts (RFC 9113 section 6.5.2), without the 32 bytes a field, which have their own limit.
-    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>() + target;
+    let bytes = headers.iter().map(|(name, value)| name.len() + value.as_bytes().len()).sum::<usize>() + target;
     if bytes > limits.head_bytes || headers.len() > limits.head_fields {
         return Err((Guard::HeadTooLarge, Refusal::HeadTooLarge));
     }
@@ -129,9 +130,9 @@ fn host<B>(request: &Request<B>, routes: &Routes, local: Option<SocketAddr>) -> 
     if fields.next().is_some() {
         return malformed;
     }
-    let field = match field.map(|value| value.to_str()) {
-        Some(Ok(text)) => Some(text),
-        Some(Err(_)) => return malformed,
+    let field = match field.map(Value::text) {
+        Some(Some(text)) => Some(text),
+        Some(None) => return malformed,
         None => None,
     };
     let named = match (request.uri().authority(), field) {
@@ -167,7 +168,7 @@ fn framing<B>(request: &Request<B>) -> Result<(), (Guard, Refusal)> {
     }
     // None of them is known, and few other names have an underscore.
     let is_twin = |name: &str| name.contains('_') && TWINS.contains(&name);
-    if headers.names().any(|(name, known)| known == Known::NOT && is_twin(name.as_str())) {
+    if headers.names().any(|(name, known)| known == Known::NOT && is_twin(name)) {
         return malformed;
     }
     if headers.get(name::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {

@@ -40,6 +40,7 @@ use crate::message::Fields;
 use crate::message::Known;
 use crate::message::Request;
 use crate::message::Response;
+use crate::message::Value;
 use crate::message::name;
 use crate::meter::Api;
 use crate::meter::Framing;
@@ -173,7 +174,7 @@ fn is_extended_connect(request: &Request<Incoming>) -> bool {
 fn has_token(headers: &Fields, name: Known, token: &str) -> bool {
     headers
         .get_all(name)
-        .filter_map(|value| value.to_str().ok())
+        .filter_map(Value::text)
         .any(|text| text.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
@@ -188,7 +189,7 @@ pub(crate) async fn upgrade(
     peer: Peer,
 ) -> Result<Response<AnswerBody>, Refused> {
     let extended = is_extended_connect(&request);
-    let client_key = request.headers().get(name::SEC_WEBSOCKET_KEY).cloned();
+    let client_key = request.headers().get(name::SEC_WEBSOCKET_KEY).and_then(Value::kept);
     let version_13 = request.headers().get(name::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
     if !version_13 || (!extended && client_key.is_none()) {
         return Err(Refused { refusal: Refusal::Malformed, tally: way.tally });
@@ -197,15 +198,15 @@ pub(crate) async fn upgrade(
     let pad = request.extensions_mut().remove::<Pad>();
     let (parts, body) = request.into_parts();
     let upload = Upload::new(body, 0, way.tally.request_bytes(), None, way.tally.started());
-    let protocols = parts.headers.get_all(name::SEC_WEBSOCKET_PROTOCOL).cloned().collect::<Vec<_>>();
+    let protocols = parts.headers.get_all(name::SEC_WEBSOCKET_PROTOCOL).filter_map(Value::kept).collect::<Vec<_>>();
     let mut headers = head::request_headers(parts.headers, way.upstream_config().privacy, false);
     headers.remove(name::ACCEPT_ENCODING);
-    headers.insert(name::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(name::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(name::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    headers.insert(name::CONNECTION, Value::of("Upgrade"));
+    headers.insert(name::UPGRADE, Value::of("websocket"));
+    headers.insert(name::SEC_WEBSOCKET_VERSION, Value::of("13"));
     // `Sec-WebSocket-Extensions` is not passed on: deflated messages could not be counted.
     for protocol in protocols {
-        headers.append(name::SEC_WEBSOCKET_PROTOCOL, protocol);
+        headers.append(name::SEC_WEBSOCKET_PROTOCOL, &protocol);
     }
     way.permit.present(way.upstream_config().provider, &way.path, &mut headers);
     // An extended CONNECT carries no key (RFC 8441 section 5); the upstream needs one.
@@ -213,7 +214,7 @@ pub(crate) async fn upgrade(
         Some(key) if !extended => key,
         _ => new_key(),
     };
-    headers.insert(name::SEC_WEBSOCKET_KEY, key.clone());
+    headers.insert(name::SEC_WEBSOCKET_KEY, &key);
     let watched = match Watched::of(&way) {
         Ok(watched) => watched,
         Err(denied) => return Err(Refused { refusal: super::denied_to(&way, denied), tally: way.tally }),
@@ -243,7 +244,8 @@ pub(crate) async fn upgrade(
     if answer.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(super::pass_on(answer, upload, way, Instant::now()));
     }
-    let accepted = answer.headers.get(name::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| *value == accept_for(&key));
+    let accepted =
+        answer.headers.get(name::SEC_WEBSOCKET_ACCEPT).is_some_and(|value| value == Value::from(&accept_for(&key)));
     // An extension that nobody offered would make frames that nobody can read.
     let unasked = answer.headers.contains_key(name::SEC_WEBSOCKET_EXTENSIONS);
     if !accepted || unasked {
@@ -254,15 +256,15 @@ pub(crate) async fn upgrade(
     let mut response = Response::of(StatusCode::SWITCHING_PROTOCOLS, headers, ());
     way.permit.rewrite_answer(way.dialect, Instant::now(), response.headers_mut());
     if let Some(protocol) = answer.headers.get(name::SEC_WEBSOCKET_PROTOCOL) {
-        response.headers_mut().insert(name::SEC_WEBSOCKET_PROTOCOL, protocol.clone());
+        response.headers_mut().insert(name::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     if extended {
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(name::CONTENT_LENGTH);
     } else {
-        response.headers_mut().insert(name::CONNECTION, HeaderValue::from_static("Upgrade"));
-        response.headers_mut().insert(name::UPGRADE, HeaderValue::from_static("websocket"));
-        response.headers_mut().insert(name::SEC_WEBSOCKET_ACCEPT, accept_for(&key));
+        response.headers_mut().insert(name::CONNECTION, Value::of("Upgrade"));
+        response.headers_mut().insert(name::UPGRADE, Value::of("websocket"));
+        response.headers_mut().insert(name::SEC_WEBSOCKET_ACCEPT, &accept_for(&key));
     }
     let Some(switched) = answer.body.into_switched() else {
         return Err(Refused { refusal: Refusal::UpstreamUnreachable, tally: way.tally });
