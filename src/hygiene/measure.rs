@@ -21,7 +21,7 @@ pub enum Measure {
     SpareRoom,
     /// What h2 has written is cleared where it stood.
     WrittenFrames,
-    /// The stack is cleared after each TLS call and when a worker parks.
+    /// The stack and the vector registers are cleared after each TLS call and when a worker parks.
     Stack,
 }
 

@@ -16,6 +16,7 @@ mod magazine;
 pub mod measure;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod registers;
 mod seccomp;
 mod secret;
 mod segments;

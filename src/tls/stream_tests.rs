@@ -176,6 +176,48 @@ async fn small_reads_get_every_byte() {
     assert!(got == sent);
 }
 
+/// What stays in registers reaches the stack later, and the heap from there ([`crate::hygiene::registers`]).
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn neither_registers_nor_stack_keep_what_was_opened_or_sealed() {
+    use std::task::Waker;
+
+    use tokio::io::ReadBuf;
+
+    use crate::hygiene::registers::testing::held;
+    use crate::hygiene::stack::scrub_turn;
+    use crate::hygiene::stack::testing::below;
+    let sent = pattern(900);
+    let holds = |memory: &[u8]| memory.windows(8).any(|window| sent.windows(8).any(|part| part == window));
+    let mut stack = vec![0; 4 << 10];
+    for (version, suite) in suites() {
+        let (server, client) = configs(version, suite);
+        let (mut ours, mut theirs) = served(server, client).await;
+        // With the type behind it, the last of these fills a block of the cipher.
+        for len in [10, 15, 100, 127] {
+            theirs.write_all(&sent[..len]).await.unwrap();
+            theirs.flush().await.unwrap();
+            let mut room = [0; 1_000];
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut buffer = ReadBuf::new(&mut room);
+            // What is looked for is our side's alone.
+            scrub_turn();
+            while Pin::new(&mut ours).poll_read(&mut cx, &mut buffer).is_pending() {
+                tokio::task::yield_now().await;
+            }
+            let registers = held();
+            below(&mut stack);
+            assert_eq!(buffer.filled(), &sent[..len]);
+            assert!(!holds(&registers) && !holds(&stack), "{:?}: {len} bytes opened", suite.suite());
+            scrub_turn();
+            assert!(matches!(Pin::new(&mut ours).poll_write(&mut cx, &sent[..len]), Poll::Ready(Ok(_))));
+            let registers = held();
+            below(&mut stack);
+            assert!(!holds(&registers) && !holds(&stack), "{:?}: {len} bytes sealed", suite.suite());
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_is_cut_is_no_end() {
     for (version, suite) in suites() {

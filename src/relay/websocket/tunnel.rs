@@ -30,6 +30,7 @@ use super::spending::Purse;
 use super::spending::Spending;
 use crate::drain::Phase;
 use crate::hygiene::io::HyperIo;
+use crate::hygiene::stack::scrub_look;
 use crate::hygiene::wipe::wipe;
 use crate::meter::Meter;
 use crate::relay::Tally;
@@ -120,6 +121,7 @@ impl Half {
     fn look(&mut self) {
         if self.judge.is_none() {
             self.boundary = self.walker.walk(&self.buffer[self.start..self.end], &mut self.meter);
+            scrub_look();
         }
     }
 
@@ -155,6 +157,7 @@ impl Half {
             }
             if let Some(judge) = &mut self.judge {
                 let (taken, judged) = judge.take(&mut self.buffer[self.start..self.end]);
+                scrub_look();
                 wipe(&mut self.buffer[self.start..self.start + taken]);
                 self.start += taken;
                 if let Err(stopped) = judged {
@@ -689,5 +692,42 @@ mod tests {
         let mut half = Half::new(&server_frame(opcode::CLOSE, &1000_u16.to_be_bytes()), None, None);
         half.put_aside(server_frame(opcode::TEXT, b"ours"), false);
         assert!(half.aside.is_none());
+    }
+
+    /// On h2 the client's side seals in another task, so that nothing else clears what looking has left.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn looking_at_a_message_leaves_none_of_it_on_the_stack() {
+        use crate::hygiene::registers::testing::fill;
+        use crate::hygiene::registers::testing::held;
+        use crate::hygiene::stack::scrub_turn;
+        use crate::hygiene::stack::testing::below;
+        use crate::meter::Api;
+        use crate::meter::Framing;
+
+        const WORDS: &[u8; 64] = b"sixty-four bytes that were in a message, which has been left now";
+        let held_by = |memory: &[u8]| memory.windows(8).any(|window| WORDS.windows(8).any(|piece| piece == window));
+        let text = std::str::from_utf8(WORDS).unwrap();
+        let messages = [
+            text[..9].to_owned(),
+            text.repeat(40),
+            format!(r#"{{"type":"response.output_text.delta","delta":"{}"}}"#, text.repeat(3)),
+            format!(r#"{{"type":"response.done","{}":["{text}",{{"model":"{text}"}}],"#, &text[..40]),
+        ];
+        let mut stack = vec![0; 8 << 10];
+        for message in messages {
+            let frame = server_frame(opcode::TEXT, message.as_bytes());
+            let mut half = Half::new(&[], Some(Meter::new(Api::OpenaiResponses, Framing::Messages)), None);
+            half.buffer[..frame.len()].copy_from_slice(&frame);
+            half.end = frame.len();
+            scrub_turn();
+            // As what has opened the record left them.
+            fill(WORDS);
+            half.look();
+            let registers = held();
+            below(&mut stack);
+            assert!(!held_by(&registers), "{} bytes: registers", message.len());
+            assert!(!held_by(&stack), "{} bytes: stack", message.len());
+        }
     }
 }
