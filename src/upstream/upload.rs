@@ -19,6 +19,7 @@ use http_body::SizeHint;
 use prometheus::IntCounter;
 
 use crate::hygiene::Chunk;
+use crate::hygiene::stack::scrub_look;
 use crate::incoming::Broken;
 use crate::incoming::Incoming;
 use crate::retention::Denied;
@@ -130,11 +131,14 @@ impl Editing {
                 self.rest = Some(chunk);
                 chunk = first;
             }
-            self.editor.feed(chunk, &mut self.out).map_err(UploadFault::Denied)?;
+            let fed = self.editor.feed(chunk, &mut self.out);
             if let Some(name) = self.editor.model() {
                 self.model = Some(self.handles.models().find(name));
                 self.editor.forget_model();
             }
+            // With h2 to the upstream nothing is sealed in this turn, which would clear what the look has left.
+            scrub_look();
+            fed.map_err(UploadFault::Denied)?;
             let waiting: usize = self.out.iter().map(|piece| piece.as_slice().len()).sum();
             // What holds the document's end waits for the body's, so that the last frame is not a brace alone: servers
             // take a connection with many frames of a byte for an attack. White space behind it is not collected, neither
