@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 
 use nullhop_loadtests::load::Options;
 use nullhop_loadtests::load::proxies::Kind;
@@ -66,16 +67,56 @@ fn a_proxy_that_does_not_listen_is_a_fault() {
     assert!(report.faults[0].contains("does not listen"), "{:?}", report.faults);
 }
 
-/// `deploy/pgo/build.sh` is a script that a shell can read, and the rows that it runs are there.
+/// `deploy/pgo/refresh.sh` is a script that a shell can read, and the rows that it runs are there.
 #[test]
-fn the_profile_guided_build_runs_rows_that_exist() {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pgo/build.sh");
-    let read = std::process::Command::new("sh").arg("-n").arg(&script).status().expect("a shell");
+fn the_counts_are_made_of_rows_that_exist() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pgo/refresh.sh");
+    let read = Command::new("sh").arg("-n").arg(&script).status().expect("a shell");
     assert!(read.success());
     let text = std::fs::read_to_string(script).expect("the script");
-    let rows = text.lines().find_map(|line| line.strip_prefix("rows=")).expect("its rows");
-    assert!(rows.split(',').count() > 5);
-    for row in rows.split(',') {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("rows=").or(line.strip_prefix("bulk_rows=")));
+    let rows: Vec<_> = rows.flat_map(|rows| rows.split(',')).collect();
+    assert!(rows.len() > 8);
+    for row in rows {
         assert!(row.parse::<Row>().is_ok(), "{row}");
     }
+}
+
+/// `deploy/pgo/rustc` adds the counts to what is built for release by the compiler that they belong to, and changes nothing
+/// else of any call.
+#[test]
+fn counts_are_for_release_builds_of_their_compiler() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pgo");
+    let counts = std::fs::read_dir(&folder).expect("the folder").map(|entry| entry.expect("an entry").path());
+    let counts = counts.filter(|path| path.extension().is_some_and(|extension| extension == "profdata"));
+    let counts: Vec<_> = counts.collect();
+    let [counts] = &counts[..] else { panic!("the counts of one compiler: {counts:?}") };
+    let name = counts.file_stem().and_then(|stem| stem.to_str()).expect("its name");
+    let release = name.strip_prefix("counts-").expect("the compiler that they belong to");
+
+    let compiler = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/compiler.sh");
+    let call = |release: &str, off: bool, arguments: &[&str]| {
+        let mut call = Command::new(folder.join("rustc"));
+        call.arg(&compiler).args(arguments).env_remove("NULLHOP_PGO").env("SAID_RELEASE", release);
+        if off {
+            call.env("NULLHOP_PGO", "off");
+        }
+        let output = call.output().expect("the script runs");
+        assert!(output.status.success());
+        let said = String::from_utf8(output.stdout).expect("text");
+        let told: Vec<_> = said.lines().map(str::to_owned).collect();
+        let (as_told, added) = told.split_at(arguments.len());
+        assert_eq!(as_told, arguments);
+        (added.to_vec(), String::from_utf8(output.stderr).expect("text"))
+    };
+    let optimised = ["--crate-name", "nullhop", "a b", "-C", "opt-level=3", "--check-cfg", "cfg(fuzzing)"];
+    let (added, said) = call(release, false, &optimised);
+    assert_eq!(added[0], format!("-Cprofile-use={}", counts.display()));
+    assert!(said.is_empty(), "{said}");
+    assert!(call(release, true, &optimised).0.is_empty());
+    assert!(call(release, false, &["--crate-name", "nullhop", "-C", "opt-level=1"]).0.is_empty());
+    assert!(call(release, false, &["-C", "opt-level=3", "-Cprofile-generate=x"]).0.is_empty());
+    assert!(call(release, false, &["-C", "opt-level=3", "--cfg", "fuzzing"]).0.is_empty());
+    let (added, said) = call("1.0.0", false, &optimised);
+    assert!(added.is_empty() && said.contains("no counts of rustc 1.0.0"), "{said}");
 }
