@@ -309,9 +309,10 @@ const fn may_stand(byte: u8) -> bool {
     byte >= b' ' && byte != 0x7f || byte == b'\t'
 }
 
-/// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// A token (RFC 9110 section 5.6.2) that `http` takes as a name.
+fn is_name(name: &[u8]) -> bool {
+    let of_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.iter().all(of_token)
 }
 
 impl Span {
@@ -367,7 +368,7 @@ impl Fields {
         for (name, value) in pairs {
             debug_assert!(Value::new(value).is_some(), "a value");
             let known = Known::find(name);
-            if known == Known::NOT && (name.is_empty() || !name.iter().all(|byte| is_token(*byte))) {
+            if known == Known::NOT && !is_name(name) {
                 return None;
             }
             fields.push(known, name, Value(value), false);
@@ -553,6 +554,9 @@ impl std::ops::Index<&str> for Fields {
 /// As many are put to a head on its way, and so many bytes of them.
 const ROOM: usize = 8;
 const ROOM_BYTES: usize = 128;
+
+/// The longest name that a [`HeaderName`] can be.
+const NAME_BYTES_MAX: usize = (1 << 16) - 1;
 
 impl Known {
     /// Not one of them.
@@ -952,6 +956,13 @@ mod tests {
         );
         for wrong in ["a b", "", "a:", "\u{e9}", "a\n"] {
             assert!(read(&[("host", "a"), (wrong, "c")]).is_none(), "{wrong:?}");
+        }
+        for byte in 0..=u8::MAX {
+            assert_eq!(is_name(&[byte]), HeaderName::from_bytes(&[byte]).is_ok(), "{byte:#x}");
+        }
+        for len in [NAME_BYTES_MAX, NAME_BYTES_MAX + 1] {
+            let name = vec![b'a'; len];
+            assert_eq!(is_name(&name), HeaderName::from_bytes(&name).is_ok(), "{len}");
         }
     }
 
