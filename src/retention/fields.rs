@@ -474,9 +474,9 @@ impl Node {
     /// The node of a member of an object here. Names compare as the most lenient parsers do it: without case, and with
     /// the letters that fold into ASCII (Go's `encoding/json`: U+017F, U+212A; Java's `equalsIgnoreCase`: U+0130, U+0131).
     pub(super) fn member(&'static self, name: &[u8]) -> Option<&'static Self> {
-        let mut node = Some(self);
+        let (mut node, ascii) = (Some(self), name.is_ascii());
         while let Some(this) = node {
-            if let Some((_, found)) = this.members.iter().find(|(member, _)| folds_to(name, member)) {
+            if let Some((_, found)) = this.members.iter().find(|(member, _)| folds_to(name, ascii, member)) {
                 return Some(found);
             }
             node = this.also;
@@ -494,11 +494,11 @@ impl Node {
 /// than three bytes.
 pub(super) const NAME_BYTES_MAX: usize = 26 * 3;
 
-/// Whether `name` is a spelling of `member` to some parser.
-pub(super) fn folds_to(name: &[u8], member: &str) -> bool {
+/// Whether `name`, which is `ascii` or not, is a spelling of `member` to some parser.
+pub(super) fn folds_to(name: &[u8], ascii: bool, member: &str) -> bool {
     // A letter from outside ASCII takes more bytes than the one that it folds to.
-    if name.len() <= member.len() {
-        return name.eq_ignore_ascii_case(member.as_bytes());
+    if ascii || name.len() <= member.len() {
+        return name.len() == member.len() && name.eq_ignore_ascii_case(member.as_bytes());
     }
     let mut rest = name;
     for expected in member.bytes() {
@@ -523,6 +523,7 @@ mod tests {
 
     #[test]
     fn names_fold_as_lenient_parsers_do_it() {
+        let folds_to = |name: &[u8], member| folds_to(name, name.is_ascii(), member);
         for name in ["store", "STORE", "Store", "\u{17f}tore", "\u{17f}TORE"] {
             assert!(folds_to(name.as_bytes(), "store"), "{name}");
         }

@@ -433,14 +433,29 @@ impl Json {
         self.high = 0;
     }
 
+    /// What stands in front of the next quotation mark or backslash, if that is near and all of it ASCII. Names and words are
+    /// short, and looked at in one go with less ado than many bytes at once take.
+    fn short_run<'b>(&self, rest: &'b [u8]) -> Option<&'b [u8]> {
+        let near = &rest[..rest.len().min(SHORT)];
+        let end = near.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' ' | 0x80..))?;
+        (matches!(near[end], b'"' | b'\\') && self.utf8.needed == 0).then_some(&near[..end])
+    }
+
     fn text_run(&mut self, bytes: &[u8], place: usize) -> Result<usize, Denied> {
         let rest = &bytes[place..];
-        let stop = memchr2(b'"', b'\\', rest);
-        let run = &rest[..stop.unwrap_or(rest.len())];
-        // No early exit, so that it is done many bytes at a time.
-        if run.iter().fold(false, |bad, byte| bad | (*byte < b' ')) || !self.utf8.check(run, stop.is_some()) {
-            return Err(Denied::Unreadable);
-        }
+        let (run, stop) = match self.short_run(rest) {
+            Some(run) => (run, Some(run.len())),
+            None => {
+                let stop = memchr2(b'"', b'\\', rest);
+                let run = &rest[..stop.unwrap_or(rest.len())];
+                // No early exit, so that it is done many bytes at a time.
+                let control = run.iter().fold(false, |bad, byte| bad | (*byte < b' '));
+                if control || !self.utf8.check(run, stop.is_some()) {
+                    return Err(Denied::Unreadable);
+                }
+                (run, stop)
+            }
+        };
         if self.high != 0 && (!run.is_empty() || stop.is_some_and(|stop| rest[stop] == b'"')) {
             // Half a pair is no character, and parsers differ over what to make of it.
             return Err(Denied::Unreadable);
@@ -603,8 +618,9 @@ impl Json {
             && let Some(frame) = self.frames.last_mut()
         {
             let name = &self.text[..self.text_len];
+            let ascii = name.is_ascii();
             for (place, ensured) in frame.node.ensured.iter().enumerate() {
-                if self.plan.rules.has(ensured.rule) && folds_to(name, ensured.name) {
+                if self.plan.rules.has(ensured.rule) && folds_to(name, ascii, ensured.name) {
                     let seen = 1 << place;
                     frame.doubled |= frame.seen & seen != 0 || ensured.name.as_bytes() != name;
                     frame.seen |= seen;
@@ -1083,6 +1099,9 @@ fn move_to(held: &mut Vec<u8>, out: &mut Vec<u8>) {
     wipe(held);
     held.clear();
 }
+
+/// What is short for a text.
+const SHORT: usize = 24;
 
 /// So many bytes are looked at together for one that is not ASCII.
 const ASCII_AT_ONCE: usize = 512;
