@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench request --features skip-measures` prints the best time of each step, which is for a look only: a
 //! busy machine spoils it. With `-- --check` instructions are counted (see `counted`) and held against
-//! `benches/request.instructions`; `-- --bless` writes that file. Both need `valgrind`, which has no room for the heap's
+//! `benches/request.instructions`; `-- --bless` writes that file: with `NULLHOP_PGO=off`, since counts of a load test
+//! (`deploy/pgo`) would change what is counted here. Both need `valgrind`, which has no room for the heap's
 //! window: what is counted are the program's own instructions, and wiping, with the system's allocator below them. How
 //! many blocks are asked for does not depend on that.
 //!

@@ -50,7 +50,8 @@ for each in "small $rows" "bulk $bulk_rows"; do
 done
 
 echo "3 of 3: the counts" >&2
-rm -f deploy/pgo/counts-*.profdata
-"$profdata" merge -o "deploy/pgo/counts-$release.profdata" \
+"$profdata" merge -o "$work/nullhop.profdata" \
     --weighted-input="100,$work/counts/small" --weighted-input="1,$work/counts/bulk"
+rm -f deploy/pgo/counts-*.profdata
+mv "$work/nullhop.profdata" "deploy/pgo/counts-$release.profdata"
 ls -l "deploy/pgo/counts-$release.profdata"
